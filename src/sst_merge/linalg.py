@@ -1,0 +1,257 @@
+"""The generalised eigenproblem of SST-Merge in sample space, and orthonormal coordinates of a low-rank patch.
+
+Everything is pure torch. Factorisations run in float64 whatever the inputs' precision; nothing changes its inputs.
+
+Sample space: with per-sample gradients as the rows of ``J = [J_s; J_u]`` (scaled so that ``F = J^T J``), every
+quantity the merge needs is a function of the Gram matrix ``K = J J^T`` and of the patch's response ``J C_0``. No
+``p x p`` matrix ever exists.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from sst_merge.adapter import Update
+from sst_merge.errors import NumericalError
+
+Side = Literal["output", "input"]
+
+# Directions of the Gram matrix below this fraction of its largest eigenvalue are rounding, not data: the gradients
+# are float32, so K carries a relative error of about 1e-7.
+RANK_TOLERANCE = 1e-7
+
+
+def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
+    """Orthonormal rows that span a patch, from the SVD of ``b @ a`` by way of its factors.
+
+    The right (``output`` side) or left (``input`` side) singular vectors, by falling singular value. Unlike the QR
+    of one factor they do not depend on the LoRA gauge ``(b X, X^-1 a)``, so that statistics that are not invariant
+    to a rotation of the coordinates (the diagonal Fisher) do not depend on it either.
+
+    Args:
+        update: The patch, shape ``(d_out, d_in)``.
+        side: ``output`` gives ``q`` of shape ``(rank, d_in)``, with patch ``C q``; ``input`` gives ``q`` of shape
+            ``(rank, d_out)``, with patch ``q^T C``.
+
+    Returns:
+        float32; fewer rows than the update's rank where the patch has a smaller one, none for a patch of zeros.
+
+    Example:
+        >>> patch_basis(Update(torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0, 3.0]])), "output").abs().tolist()
+        [[0.0, 1.0]]
+    """
+    q_b, r_b = torch.linalg.qr(update.b.double())
+    q_a, r_a = torch.linalg.qr(update.a.double().T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T)
+    kept = values > values.max().clamp(min=torch.finfo(torch.float64).tiny) * 1e-9
+    basis = (q_a @ right.T)[:, kept] if side == "output" else (q_b @ left)[:, kept]
+    return basis.T.float().contiguous()
+
+
+def patch_coordinates(update: Update, basis: Float[Tensor, "rank dim"], side: Side) -> Float[Tensor, "rows columns"]:
+    """Coordinates ``C_0`` of a patch in its basis: ``(d_out, rank)`` on the output side, ``(rank, d_in)`` on the input side."""
+    if side == "output":
+        return update.b @ (update.a @ basis.T)
+    return (basis @ update.b) @ update.a
+
+
+def patch_from_coordinates(
+    coordinates: Float[Tensor, "rows columns"], basis: Float[Tensor, "rank dim"], side: Side
+) -> Update:
+    """The update that coordinates stand for: ``C q`` or ``q^T C``."""
+    return Update(coordinates, basis) if side == "output" else Update(basis.T.contiguous(), coordinates)
+
+
+@dataclass(frozen=True)
+class SampleSpace:
+    """A generalised eigenproblem ``F_s v = lambda F_u v``, seen through its samples."""
+
+    gram: Float64[Tensor, "samples samples"]
+    """``J J^T``: rows scaled so that ``J_s^T J_s = F_s`` and ``J_u^T J_u = F_u``."""
+    response: Float64[Tensor, " samples"]
+    """``J C_0``: each sample's first-order response to the patch."""
+    is_safety: Bool[Tensor, " samples"]
+    """Which rows are ``J_s``."""
+    coordinates: int
+    """``p``, the number of coordinates of the patch."""
+    patch_squared_norm: float
+    """``|C_0|^2``."""
+
+    def __add__(self, other: "SampleSpace") -> "SampleSpace":
+        """The problem over both sets of coordinates: Gram matrices add."""
+        return SampleSpace(
+            self.gram + other.gram,
+            self.response + other.response,
+            self.is_safety,
+            self.coordinates + other.coordinates,
+            self.patch_squared_norm + other.patch_squared_norm,
+        )
+
+    def damping(self, *, safety: float, utility: float) -> tuple[float, float]:
+        """``(gamma, eps)``: the relative dampings times ``tr(F_s)/p`` and ``tr(F_u)/p``."""
+        diagonal = self.gram.diagonal()
+        return (
+            safety * float(diagonal[self.is_safety].sum()) / self.coordinates,
+            utility * float(diagonal[~self.is_safety].sum()) / self.coordinates,
+        )
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A projected patch ``C' = neutral * C_0 + J^T weights``, as coefficients."""
+
+    neutral: float
+    weights: Float64[Tensor, " samples"]
+
+    def energies(self, problem: SampleSpace) -> dict[str, float]:
+        """What is kept of the patch: squared norm, and the two Fisher energies ``C'^T F C'``, before and after."""
+        response = self.neutral * problem.response + problem.gram @ self.weights  # J C'
+        squared = (
+            self.neutral**2 * problem.patch_squared_norm
+            + 2 * self.neutral * float(self.weights @ problem.response)
+            + float(self.weights @ problem.gram @ self.weights)
+        )
+        return {
+            "squared_norm": problem.patch_squared_norm,
+            "squared_norm_kept": max(0.0, squared),
+            "safety_energy": float(problem.response[problem.is_safety].square().sum()),
+            "safety_energy_kept": float(response[problem.is_safety].square().sum()),
+            "utility_energy": float(problem.response[~problem.is_safety].square().sum()),
+            "utility_energy_kept": float(response[~problem.is_safety].square().sum()),
+        }
+
+
+def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -> Combination:
+    r"""``C' = (F_s + gamma I + price F_u)^{-1} (F_s + gamma I) C_0``, by one linear system of the number of samples.
+
+    It minimises ``|C - C_0|^2_{F_s + gamma I} + price |C|^2_{F_u}``: stay close to the patch where safety is
+    sensitive, pay for utility sensitivity. With ``J' = [J_s; sqrt(price) J_u]`` and
+    ``e = [0; sqrt(price) J_u C_0]`` it is ``C_0 - J'^T (gamma I + J' J'^T)^{-1} e`` (push-through identity).
+    ``price = 1`` with patch ``S - U`` and the diagonal Fisher is Fisher merging (Matena and Raffel 2022,
+    arXiv:2111.09832).
+
+    Args:
+        problem: The samples; ``gram`` is symmetric positive semi-definite.
+        price: Utility sensitivity in units of safety sensitivity, dimensionless, ``>= 0``; 0 keeps the patch.
+        damping_safety: ``gamma`` as a fraction of ``tr(F_s)/p``, dimensionless, ``>= 0``. With 0, what neither data
+            set touches is dropped; above 0 it is kept.
+
+    Raises:
+        NumericalError: If the samples hold a value that is not finite.
+    """
+    _check_finite(problem)
+    if price == 0:
+        return Combination(1.0, torch.zeros_like(problem.response))
+    gamma, _ = problem.damping(safety=damping_safety, utility=0.0)
+    scale = torch.where(problem.is_safety, 1.0, price**0.5).double()
+    gram = problem.gram * scale[:, None] * scale[None, :]
+    e = torch.where(problem.is_safety, 0.0, scale * problem.response)
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > RANK_TOLERANCE * values.max()
+    inverse = torch.where(kept, 1.0 / (values + gamma).clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    weights = -scale * (vectors @ (inverse * (vectors.T @ e)))
+    if gamma > 0:
+        return Combination(1.0, weights)
+    return Combination(0.0, weights + _row_space_coefficients(problem))
+
+
+@dataclass(frozen=True)
+class Eigendirections:
+    """Solutions of ``(F_s + gamma I) v = lambda (F_u + eps I) v`` inside the row space of the samples."""
+
+    values: Float64[Tensor, " directions"]
+    """``lambda``, falling: safety sensitivity bought per unit of utility sensitivity."""
+    neutral_value: float
+    """``gamma / eps``: lambda of every direction that neither data set touches."""
+    neutral_directions: int
+    """How many of them there are."""
+    patch: Float64[Tensor, " directions"]
+    """The patch's coordinate along each direction, ``v_i^T (F_u + eps I) C_0``."""
+    to_samples: Float64[Tensor, "samples directions"]
+    """``v_i = J^T to_samples[:, i]``."""
+
+    def combine(self, problem: SampleSpace, weights: Float64[Tensor, " directions"], neutral: float) -> Combination:
+        """``C' = sum_i w_i v_i v_i^T (F_u + eps I) C_0`` plus ``neutral`` times the untouched part of the patch."""
+        inside = self.to_samples @ (weights * self.patch)
+        return Combination(neutral, inside - neutral * _row_space_coefficients(problem))
+
+
+def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_utility: float) -> Eigendirections:
+    """Solve the generalised eigenproblem without forming a ``p x p`` matrix.
+
+    An orthonormal basis of the row space comes from ``K = V L V^T``; both Fishers are small and dense in it, and
+    the symmetric-definite problem is solved by Cholesky whitening (Golub and Van Loan, Matrix Computations, chapter
+    on the generalised eigenvalue problem).
+
+    Args:
+        problem: The samples.
+        damping_safety: ``gamma`` as a fraction of ``tr(F_s)/p``, dimensionless, ``>= 0``.
+        damping_utility: ``eps`` as a fraction of ``tr(F_u)/p``, dimensionless, ``> 0``.
+
+    Raises:
+        NumericalError: If ``F_u + eps I`` is not positive definite or a value is not finite.
+    """
+    _check_finite(problem)
+    gamma, eps = problem.damping(safety=damping_safety, utility=damping_utility)
+    values, vectors = torch.linalg.eigh(problem.gram)
+    kept = values > RANK_TOLERANCE * values.max()
+    if eps <= 0:
+        raise NumericalError(
+            f"the utility Fisher has trace 0 or damping_utility is {damping_utility}: F_utility + eps I is singular. "
+            "Raise method.damping_utility, or calibrate on utility samples whose gradient is not zero."
+        )
+    values, vectors = values[kept], vectors[:, kept]
+    root = values.sqrt()
+    rows = vectors * root  # J in the orthonormal basis, (samples, directions)
+    safety, utility = rows[problem.is_safety], rows[~problem.is_safety]
+    identity = torch.eye(len(values), dtype=torch.float64)
+    damped = utility.T @ utility + eps * identity
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if int(info) != 0:
+        raise NumericalError(
+            f"utility Fisher is not positive definite: leading minor {int(info)} of {len(values)} failed with "
+            f"damping_utility={damping_utility}. Raise method.damping_utility, or calibrate on more samples."
+        )
+    half = torch.linalg.solve_triangular(factor, safety.T @ safety + gamma * identity, upper=False)
+    whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
+    lambdas, whitened_vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
+    lambdas, whitened_vectors = lambdas.flip(0).clamp(min=0.0), whitened_vectors.flip(1)
+    directions = torch.linalg.solve_triangular(factor.T, whitened_vectors, upper=True)  # columns v_i
+    patch = (vectors.T @ problem.response) / root  # C_0 in the orthonormal basis
+    return Eigendirections(
+        values=lambdas,
+        neutral_value=gamma / eps,
+        neutral_directions=problem.coordinates - len(values),
+        patch=directions.T @ (damped @ patch),
+        to_samples=(vectors / root) @ directions,
+    )
+
+
+def _row_space_coefficients(problem: SampleSpace) -> Float64[Tensor, " samples"]:
+    """``K^+ J C_0``: coefficients of the patch's projection onto the row space of the samples."""
+    values, vectors = torch.linalg.eigh(problem.gram)
+    kept = values > RANK_TOLERANCE * values.max()
+    inverse = torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
+    return vectors @ (inverse * (vectors.T @ problem.response))
+
+
+def _check_finite(problem: SampleSpace) -> None:
+    if not bool(torch.isfinite(problem.gram).all() and torch.isfinite(problem.response).all()):
+        raise NumericalError("the per-sample gradients hold values that are NaN or infinite; calibrate again in float32.")
+
+
+def truncated(update: Update, rank: int) -> Update:
+    """Best approximation of a given rank (Eckart and Young 1936), by QR of the factors and a small SVD.
+
+    Never forms the dense ``(d_out, d_in)`` matrix.
+    """
+    if update.rank <= rank:
+        return update
+    q_b, r_b = torch.linalg.qr(update.b.double())
+    q_a, r_a = torch.linalg.qr(update.a.double().T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    return Update((q_b @ left[:, :rank] * root).float(), ((q_a @ right[:rank].T) * root).T.float().contiguous())

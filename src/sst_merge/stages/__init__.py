@@ -1,0 +1,1 @@
+"""The stages: file = verb = command = artefact."""
