@@ -312,12 +312,14 @@ def _difference_cell(difference: dict[str, Any] | None, measure: dict[str, Any])
         return _undefined(difference.get("reason"), tuple(counts))
     if difference.get("b") is not None and difference.get("c") is not None:
         counts.append(f"{difference['c']} up, {difference['b']} down")
-    if test := _p_value(difference.get("p")):
-        counts.append(test)
     return Cell(
         _with_unit(_plain(value, unit, signed=True), unit, is_difference=True),
         _interval(difference.get("ci"), unit, signed=True),
-        (", ".join(counts), _reading(value, difference.get("ci"), measure.get("higher_is_better"))),
+        (
+            ", ".join(counts),
+            _p_value(difference.get("p")),
+            _reading(value, difference.get("ci"), measure.get("higher_is_better")),
+        ),
         detail=str(difference.get("method") or ""),
     )
 
@@ -712,7 +714,7 @@ def _scatter(points: list[Point], x: Axis, y: Axis, width: int, better: str) -> 
     layout["xaxis"] |= {"title": {"text": _wrap(x.title, width)}, "range": ranges[0]}
     layout["yaxis"] |= {"title": {"text": _wrap(y.title, HEIGHT)}, "range": ranges[1]}
     layouts = {
-        name: {"annotations": [*_labels(points, ranges, (plot_width, HEIGHT)), _corner(better)]}
+        name: {"annotations": [*_labels(points, ranges, (float(plot_width), float(HEIGHT))), _corner(better)]}
         for name, plot_width in (("wide", width), ("narrow", NARROW))
     }
     return {"data": [_trace(point) for point in points], "layout": layout, **layouts}
@@ -784,7 +786,7 @@ def _wrap(text: str, width: int) -> str:
 
 
 def _labels(
-    points: list[Point], ranges: tuple[list[float], list[float]], area: tuple[int, int]
+    points: list[Point], ranges: tuple[list[float], list[float]], area: tuple[float, float]
 ) -> list[dict[str, Any]]:
     """Write the arms' names as annotations with a leader line each."""
     (left, right), (bottom, top) = ranges

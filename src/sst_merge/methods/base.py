@@ -1,0 +1,80 @@
+"""The contract of a merge method."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from sst_merge.adapter import Update
+from sst_merge.statistics import SampleGradients
+
+
+@dataclass(frozen=True)
+class ModuleInputs:
+    """What a method sees of one module: both updates, and the statistics it asked for."""
+
+    name: str
+    utility: Update
+    safety: Update
+    gradients: SampleGradients | None = None
+
+
+@dataclass(frozen=True)
+class ModuleResult:
+    """The merged update of one module, and what the method has to say about it."""
+
+    update: Update
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+class MergeMethod(BaseModel, ABC):
+    """A merge method. Its fields are its config, its CLI help and its sweep axes.
+
+    A method sees updates and statistics; never a path, a model or a device. It does not change its inputs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    title: ClassVar[str]
+    """Readable name for reports."""
+    source: ClassVar[str]
+    """Paper and place in it."""
+    is_low_rank: ClassVar[bool] = True
+    """Whether the merged update has at most the rank of both adapters together."""
+    is_random: ClassVar[bool] = False
+    """Whether the result depends on the seed."""
+    keeps_utility_at_strength_zero: ClassVar[bool] = True
+    """Whether strength 0 with utility weight 1 gives the utility adapter itself."""
+
+    utility_weight: float = Field(default=1.0, ge=0, le=2)
+    """Factor on the utility update, in [0, 2]; 1 leaves the utility adapter untouched."""
+    strength: float = Field(default=1.0, ge=0, le=4)
+    """Factor on the safety update after the method has treated it, in [0, 4]."""
+
+    def requires(self) -> frozenset[str]:
+        """Names of the statistics that the method reads with these parameters."""
+        return frozenset()
+
+    def prepare(self, modules: Iterable[ModuleInputs]) -> Any:
+        """Look at all modules once; the result reaches every :meth:`merge_module`. By default nothing."""
+        del modules
+
+    @abstractmethod
+    def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
+        """Merge one module.
+
+        Args:
+            inputs: Both updates, and statistics if required.
+            state: What :meth:`prepare` returned.
+            rng: Seeded by the run's seed and the module's name; the only source of randomness.
+        """
+
+
+def module_generator(seed: int, name: str) -> torch.Generator:
+    """Random generator of one module: independent between modules, the same whatever their order."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=False) >> 1)

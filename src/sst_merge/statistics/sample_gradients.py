@@ -1,0 +1,224 @@
+"""Per-sample gradients of the answer's log-likelihood in the coordinates of the safety patch.
+
+One batched forward and backward pass gives every sample's own gradient: with ``g_t`` the gradient of the batch's
+summed log-likelihood at a module's output and ``x_t`` its input, sample ``i``'s gradient is
+``sum_t g_t (Q x_t)^T`` over its own tokens (output side; ``sum_t (Q g_t) x_t^T`` on the input side). Samples do not
+interact, so the sum over the batch keeps them apart. No gradient of a base weight is formed.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sst_merge.adapter import Updates
+from sst_merge.errors import NumericalError
+from sst_merge.linalg import Side, patch_basis
+from sst_merge.models import Base, Batch, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.wheels import replace_file
+
+BASIS_FILE = "basis.safetensors"
+INDEX_FILE = "index.json"
+
+
+@dataclass(frozen=True)
+class PatchBasis:
+    """Orthonormal coordinates of one module's patch; see :func:`sst_merge.linalg.patch_basis`."""
+
+    side: Side
+    q: Float[Tensor, "rank dim"]
+
+
+def choose_side(shape: tuple[int, int]) -> Side:
+    """The side whose dense dimension is smaller, so that there are fewer coordinates."""
+    d_out, d_in = shape
+    return "output" if d_out <= d_in else "input"
+
+
+def patch_bases(safety: Updates) -> dict[str, PatchBasis]:
+    """Coordinates of every module of a safety adapter."""
+    bases = {}
+    for name, update in safety.items():
+        side = choose_side(update.shape)
+        bases[name] = PatchBasis(side, patch_basis(update, side))
+    return bases
+
+
+@contextmanager
+def capture_gradients(base: Base, bases: Mapping[str, PatchBasis]) -> Iterator[dict[str, Float[Tensor, "batch rows columns"]]]:
+    """While open, a backward pass through the model fills the mapping with per-sample gradients of each module.
+
+    The yielded mapping is overwritten by every backward pass.
+    """
+    gradients: dict[str, Tensor] = {}
+
+    def hook_for(name: str, basis: PatchBasis) -> Callable[..., None]:
+        q = basis.q.to(device=base.device, dtype=torch.float32)
+
+        def on_forward(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0].detach().float()  # (batch, seq, d_in)
+            projected = x @ q.T if basis.side == "output" else x
+
+            def on_backward(g: Tensor) -> None:
+                g = g.float()  # (batch, seq, d_out)
+                left = g if basis.side == "output" else g @ q.T
+                gradients[name] = torch.einsum("bto,bti->boi", left, projected)
+
+            output.register_hook(on_backward)
+
+        return on_forward
+
+    # The embeddings' output starts the graph, since no weight requires a gradient.
+    def start_graph(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.requires_grad_(True)
+
+    handles = [base.model.get_input_embeddings().register_forward_hook(start_graph)]
+    handles += [
+        base.modules[name].register_forward_hook(hook_for(name, basis)) for name, basis in bases.items() if basis.q.shape[0]
+    ]
+    try:
+        yield gradients
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def batch_gradients(
+    base: Base, bases: Mapping[str, PatchBasis], batch: Batch
+) -> tuple[dict[str, Float[Tensor, "batch coordinates"]], Float[Tensor, " batch"]]:
+    """Per-sample gradients of ``log p(answer | prompt)`` of one batch, flattened per module, and the likelihoods.
+
+    Raises:
+        NumericalError: If a gradient is NaN or infinite.
+    """
+    with torch.enable_grad(), capture_gradients(base, bases) as captured:
+        log_likelihood = answer_log_likelihood(base, batch)
+        log_likelihood.sum().backward()
+        gradients = {name: gradient.flatten(start_dim=1).cpu() for name, gradient in captured.items()}
+    for name, gradient in gradients.items():
+        if not bool(torch.isfinite(gradient).all()):
+            raise NumericalError(f"the gradient at module '{name}' is NaN or infinite. Calibrate in float32.")
+    return gradients, log_likelihood.detach()
+
+
+@dataclass(frozen=True)
+class SampleGradients:
+    """Per-sample gradients on disk: one file per batch, and the coordinates they are in.
+
+    ``index.json`` says for every batch file which samples it holds (positions in the list of samples), so that a
+    killed calibration goes on where it stopped.
+    """
+
+    folder: Path
+    batches: tuple[tuple[int, ...], ...]
+    """Sample positions in each batch file."""
+    safety_samples: int
+    """Samples 0 .. safety_samples - 1 are the safety data, the others the utility data."""
+    weights: tuple[float, ...]
+    """Weight of each sample."""
+    sides: dict[str, Side]
+
+    @staticmethod
+    def measure(
+        base: Base,
+        bases: Mapping[str, PatchBasis],
+        samples: Sequence[Encoded],
+        folder: Path,
+        *,
+        safety_samples: int,
+        weights: Sequence[float],
+        batch_size: int,
+        on_batch: Callable[[int], None] = lambda _: None,
+    ) -> "SampleGradients":
+        """Fill ``folder``; batches that are there already are kept.
+
+        The caller answers for the folder holding nothing that was measured otherwise (its name is a hash of
+        everything the statistics depend on).
+
+        Args:
+            base: The model at the point of linearisation.
+            bases: Coordinates per module.
+            samples: Safety samples first, then utility samples.
+            folder: Where the batch files go.
+            safety_samples: How many of the samples are safety samples.
+            weights: Of each sample within its data set, dimensionless.
+            batch_size: Samples per backward pass; it changes the result by rounding only.
+            on_batch: Called with the number of samples done after each batch.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
+        _save(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+        for number, positions in enumerate(batches):
+            file = _batch_file(folder, number)
+            if not file.exists():
+                gradients, _ = batch_gradients(base, bases, collate(base, [samples[position] for position in positions]))
+                _save(file, gradients)
+            on_batch(len(positions))
+        index = {
+            "batches": batches,
+            "safety_samples": safety_samples,
+            "weights": list(weights),
+            "sides": {name: basis.side for name, basis in bases.items()},
+        }
+        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
+        return SampleGradients.load(folder)
+
+    @staticmethod
+    def is_complete(folder: Path) -> bool:
+        """Whether a measurement in this folder came to its end."""
+        return (folder / INDEX_FILE).is_file()
+
+    @staticmethod
+    def load(folder: Path) -> "SampleGradients":
+        """Open finished statistics."""
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        return SampleGradients(
+            folder,
+            tuple(tuple(batch) for batch in index["batches"]),
+            index["safety_samples"],
+            tuple(index["weights"]),
+            index["sides"],
+        )
+
+    def basis(self, name: str) -> PatchBasis:
+        """Coordinates of one module."""
+        with safe_open(self.folder / BASIS_FILE, framework="pt") as file:
+            return PatchBasis(self.sides[name], file.get_tensor(name))
+
+    def is_safety(self) -> Tensor:
+        """Boolean per sample: whether it belongs to the safety data."""
+        return torch.arange(len(self.weights)) < self.safety_samples
+
+    def rows(self, name: str) -> Float[Tensor, "samples coordinates"]:
+        """``J`` of one module, rows scaled so that each data set's ``J^T J`` is its Fisher matrix.
+
+        Row ``i`` is the gradient times ``sqrt(weight_i / total weight of its data set)``; float32.
+        """
+        parts: dict[int, Tensor] = {}
+        for number, positions in enumerate(self.batches):
+            with safe_open(_batch_file(self.folder, number), framework="pt") as file:
+                tensor = file.get_tensor(name)
+            parts.update(zip(positions, tensor, strict=True))
+        rows = torch.stack([parts[position] for position in range(len(parts))])
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        is_safety = self.is_safety()
+        totals = torch.where(is_safety, weights[is_safety].sum(), weights[~is_safety].sum())
+        return rows * (weights / totals).sqrt().float()[:, None]
+
+
+def _batch_file(folder: Path, number: int) -> Path:
+    return folder / f"batch-{number:04d}.safetensors"
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors atomically."""
+    temporary = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(path)
