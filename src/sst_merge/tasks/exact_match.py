@@ -1,0 +1,42 @@
+"""Exact match against a reference answer: the utility task for any prompts with short answers."""
+
+import re
+from typing import ClassVar
+
+from sst_merge.data import Row
+from sst_merge.tasks.base import Continuous, Family, Measure, Score, Task
+from sst_merge.tasks.judges import refusal_label
+
+
+class ExactMatch(Task):
+    """Share of prompts whose answer is the reference, case, white space and outer punctuation ignored."""
+
+    name: ClassVar[str] = "exact_match"
+    title: ClassVar[str] = "Exact match"
+    family: ClassVar[Family] = "utility"
+    source: ClassVar[str] = "normalisation after SQuAD's exact match (Rajpurkar et al. 2016, arXiv:1606.05250), articles kept"
+    needs_answer: ClassVar[bool] = True
+    max_new_tokens: ClassVar[int] = 16
+    primary: ClassVar[Measure] = Measure("correct", "accuracy", "pp", is_binary=True, higher_is_better=True)
+    secondary: ClassVar[Measure] = Measure(
+        "answer_nll", "NLL of the reference answer", "nats/token", is_binary=False, higher_is_better=False
+    )
+    continuous: ClassVar[Continuous] = "answer_nll"
+
+    def score(self, row: Row, answer: str) -> Score:
+        """1 if the normalised answer is the reference; a refusal or an empty answer is wrong, not unscored."""
+        assert row.answer is not None
+        if normalise(answer) == normalise(row.answer):
+            return Score(1.0, "match")
+        label = refusal_label(answer)
+        return Score(0.0, "other answer" if label == "compliance" else label)
+
+
+def normalise(text: str) -> str:
+    """Fold case and white space, strip punctuation at both ends.
+
+    Example:
+        >>> normalise("  Aunt. ") == normalise("aunt")
+        True
+    """
+    return re.sub(r"^\W+|\W+$", "", " ".join(text.split()).casefold())

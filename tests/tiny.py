@@ -1,0 +1,216 @@
+"""Tiny random models, a real tokenizer built offline and adapters for them. Milliseconds each, no network.
+
+``tiny_base("llama")`` is a :class:`sst_merge.models.Base`; ``write_base`` writes the same model as a folder that
+``load_base`` reads; ``write_peft_adapter`` writes an adapter folder with PEFT itself.
+"""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from sst_merge.adapter import Update, Updates
+from sst_merge.models import Base, Encoded, encode, prepare_base
+
+Family = Literal["llama", "mistral", "qwen2"]
+FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2")
+_CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+}
+
+BOS, EOS, START, PAD, UNKNOWN = "<s>", "<|im_end|>", "<|im_start|>", "<pad>", "<unk>"
+_SPECIAL = (PAD, UNKNOWN, BOS, START, EOS)
+_MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("o", "n"), (" ", "the"), ("a", "n"), ("r", "e"))
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-pair encoding over printable ASCII (109 tokens) that decodes to what was encoded.
+
+    Like Llama's it puts a BOS before every text unless told not to, and its chat template writes one, too.
+    """
+    characters = ["\n", *(chr(code) for code in range(32, 127))]
+    tokens = [*_SPECIAL, *characters, *("".join(pair) for pair in _MERGES)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(_MERGES), unk_token=UNKNOWN))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(family: Family = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
+    """Two layers of width 32, grouped-query attention with 4 heads on 2, drawn in float32 whatever the dtype.
+
+    Weights are ten times larger than a fresh model's, so that attention and logits are far from uniform.
+    """
+    config_class, model_class = _CLASSES[family]
+    tokenizer = tiny_tokenizer()
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config_class(**{**settings, **config}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(".bias"):  # Qwen2's start at zero, which would hide a mistake
+                    parameter.normal_(std=0.2)
+    return model.to(dtype)
+
+
+def tiny_base(family: Family = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Base:
+    """A tiny random base model, ready for use."""
+    return prepare_base(f"tiny-{family}", tiny_model(family, seed, dtype, **config), tiny_tokenizer())
+
+
+def write_base(folder: Path, family: Family = "llama", seed: int = 0) -> Path:
+    """The same model in float32 as a folder with safetensors, configuration and tokenizer."""
+    tiny_model(family, seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def random_update(shape: tuple[int, int], rank: int, seed: int, scale: float = 0.1) -> Update:
+    """A random update whose entries have standard deviation ``scale``."""
+    rng = torch.Generator().manual_seed(seed)
+    b = torch.randn(shape[0], rank, generator=rng) * scale / rank**0.5
+    return Update(b, torch.randn(rank, shape[1], generator=rng))
+
+
+def random_adapter(base: Base, rank: int = 4, seed: int = 0, scale: float = 0.1) -> Updates:
+    """A random update of every linear module; ``scale`` is the entries' standard deviation (the weights' is 0.2)."""
+    return {
+        name: random_update((module.weight.shape[0], module.weight.shape[1]), rank, 1000 * seed + number, scale)
+        for number, (name, module) in enumerate(sorted(base.modules.items()))
+    }
+
+
+def zero_adapter(base: Base, rank: int = 4) -> Updates:
+    """An adapter as PEFT initialises it: ``b`` is zero, ``a`` is not."""
+    return {name: Update(torch.zeros_like(update.b), update.a) for name, update in random_adapter(base, rank, 99).items()}
+
+
+def in_another_gauge(updates: Updates, seed: int = 0) -> Updates:
+    """The same updates with other factors, ``(b X, X^-1 a)``, computed in float64."""
+    rng = torch.Generator().manual_seed(seed)
+    changed = {}
+    for name, update in updates.items():
+        x = torch.randn(update.rank, update.rank, generator=rng, dtype=torch.float64)
+        x += 2 * torch.eye(update.rank, dtype=torch.float64)
+        changed[name] = Update((update.b.double() @ x).float(), torch.linalg.solve(x, update.a.double()).float())
+    return changed
+
+
+def write_peft_adapter(
+    folder: Path,
+    base: Base,
+    *,
+    rank: int = 4,
+    alpha: float = 8.0,
+    seed: int = 0,
+    scale: float = 0.1,
+    base_name: str | None = None,
+    **lora: Any,
+) -> Path:
+    """Write an adapter folder with PEFT's ``get_peft_model`` and ``save_pretrained``; every factor is random.
+
+    Args:
+        folder: Where to.
+        base: Its model is copied, not changed.
+        rank: LoRA r.
+        alpha: LoRA alpha.
+        seed: Of the factors.
+        scale: Standard deviation of the entries of ``lora_B``.
+        base_name: What adapter_config.json names as base; the reference of ``base`` when left out.
+        lora: Further arguments of ``LoraConfig``: ``use_rslora``, ``rank_pattern``, ``alpha_pattern`` ...
+    """
+    peft_model(base, rank=rank, alpha=alpha, seed=seed, scale=scale, base_name=base_name, **lora).save_pretrained(
+        str(folder), save_embedding_layers=False
+    )
+    return folder
+
+
+def peft_model(
+    base: Base,
+    *,
+    rank: int = 4,
+    alpha: float = 8.0,
+    seed: int = 0,
+    scale: float = 0.1,
+    base_name: str | None = None,
+    **lora: Any,
+) -> Any:
+    """A PEFT model around a copy of the base, with random factors in the base's precision."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  (slow import that most tests do not need)
+
+    model = copy.deepcopy(base.model)
+    model.name_or_path = model.config._name_or_path = base.reference if base_name is None else base_name
+    settings = {"target_modules": "all-linear", **lora}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's advice is not what is tested here
+        wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", **settings))
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(wrapped.named_parameters()):
+            if "lora_" in name:
+                spread = scale if "lora_B" in name else 1.0
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * spread)
+    return wrapped.eval()
+
+
+CONVERSATIONS: tuple[tuple[str, str], ...] = (
+    ("How do I bake bread?", "Mix flour and water, then wait."),
+    ("Name a colour.", "Red"),
+    ("What is the capital of the north?", "There is none in the list."),
+    ("hi", "Hello there, how can I help?"),
+    ("Tell me about the river in one line.", "It runs."),
+    ("2 + 2 = ?", "4"),
+    ("Write the shortest answer that you can think of.", "No."),
+    ("Is the moon far?", "Rather far on foot."),
+)
+"""Prompts and answers of different lengths."""
+
+
+def encoded_conversations(base: Base, conversations: Sequence[tuple[str, str]] = CONVERSATIONS) -> list[Encoded]:
+    """The conversations with their answers as token ids."""
+    return [encode(base, prompt, answer) for prompt, answer in conversations]
