@@ -8,22 +8,18 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` from every folder of tests
-
-from tiny import tiny_base
-
 from sst_merge.models import Base
+from tiny import tiny_base  # pytest puts this folder on the path: it has a conftest.py and no __init__.py
+
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other, and sums keep their order
 
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test sees no token, no colour setting and no user's preferences, and leaves torch's settings as they were."""
+    """A test sees no token and no colour setting of the user."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")

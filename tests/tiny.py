@@ -6,12 +6,14 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from torch import Tensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -24,6 +26,8 @@ from transformers import (
 
 from sst_merge.adapter import Update, Updates
 from sst_merge.models import Base, Encoded, encode, prepare_base
+from sst_merge.statistics import SampleGradients
+from sst_merge.statistics.sample_gradients import patch_bases
 
 Family = Literal["llama", "mistral", "qwen2"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2")
@@ -37,7 +41,8 @@ BOS, EOS, START, PAD, UNKNOWN = "<s>", "<|im_end|>", "<|im_start|>", "<pad>", "<
 _SPECIAL = (PAD, UNKNOWN, BOS, START, EOS)
 _MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("o", "n"), (" ", "the"), ("a", "n"), ("r", "e"))
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{{ bos_token }}{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -103,8 +108,11 @@ def tiny_base(family: Family = "llama", seed: int = 0, dtype: torch.dtype = torc
     return prepare_base(f"tiny-{family}", tiny_model(family, seed, dtype, **config), tiny_tokenizer())
 
 
-def write_base(folder: Path, family: Family = "llama", seed: int = 0) -> Path:
-    """The same model in float32 as a folder with safetensors, configuration and tokenizer."""
+def write_base(folder: Path, family: Literal["llama", "mistral"] = "llama", seed: int = 0) -> Path:
+    """The same model in float32 as a folder with safetensors, configuration and tokenizer.
+
+    Not for Qwen2: transformers rebuilds its tokenizer from the vocabulary as byte-level, whatever the folder says.
+    """
     tiny_model(family, seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -127,7 +135,9 @@ def random_adapter(base: Base, rank: int = 4, seed: int = 0, scale: float = 0.1)
 
 def zero_adapter(base: Base, rank: int = 4) -> Updates:
     """An adapter as PEFT initialises it: ``b`` is zero, ``a`` is not."""
-    return {name: Update(torch.zeros_like(update.b), update.a) for name, update in random_adapter(base, rank, 99).items()}
+    return {
+        name: Update(torch.zeros_like(update.b), update.a) for name, update in random_adapter(base, rank, 99).items()
+    }
 
 
 def in_another_gauge(updates: Updates, seed: int = 0) -> Updates:
@@ -181,7 +191,7 @@ def peft_model(
     **lora: Any,
 ) -> Any:
     """A PEFT model around a copy of the base, with random factors in the base's precision."""
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  (slow import that most tests do not need)
+    from peft import LoraConfig, get_peft_model
 
     model = copy.deepcopy(base.model)
     model.name_or_path = model.config._name_or_path = base.reference if base_name is None else base_name
@@ -214,3 +224,45 @@ CONVERSATIONS: tuple[tuple[str, str], ...] = (
 def encoded_conversations(base: Base, conversations: Sequence[tuple[str, str]] = CONVERSATIONS) -> list[Encoded]:
     """The conversations with their answers as token ids."""
     return [encode(base, prompt, answer) for prompt, answer in conversations]
+
+
+def gradients_from_rows(
+    folder: Path,
+    safety: Updates,
+    rows: Mapping[str, Tensor],
+    *,
+    safety_samples: int,
+    weights: Sequence[float] | None = None,
+) -> SampleGradients:
+    """Statistics with given per-sample gradients, ``rows[name]`` of shape ``(samples, p)`` in the patch's coordinates.
+
+    They go through the files that a calibration writes: two batches, the second holding the first samples.
+    """
+    bases = patch_bases(safety)
+    samples = len(next(iter(rows.values())))
+    half = samples // 2
+    batches = (tuple(range(half, samples)), tuple(range(half)))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: basis.q for name, basis in bases.items()}, folder / "basis.safetensors")
+    for number, positions in enumerate(batches):
+        part = {name: values[list(positions)].float().contiguous() for name, values in rows.items()}
+        save_file(part, folder / f"batch-{number:04d}.safetensors")
+    return SampleGradients(
+        folder,
+        batches,
+        safety_samples,
+        tuple(weights or [1.0] * samples),
+        {name: basis.side for name, basis in bases.items()},
+    )
+
+
+def random_gradients(folder: Path, safety: Updates, *, samples: int = 12, seed: int = 0) -> SampleGradients:
+    """Statistics with random gradients, half of the samples safety samples; modules differ in scale."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = {}
+    for number, (name, update) in enumerate(sorted(safety.items())):
+        basis = patch_bases({name: update})[name]
+        size = basis.q.shape[0] * (update.shape[0] if basis.side == "output" else update.shape[1])
+        if size:
+            rows[name] = torch.randn(samples, size, generator=rng) * (1 + number % 3)
+    return gradients_from_rows(folder, safety, rows, safety_samples=samples // 2)

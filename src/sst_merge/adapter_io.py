@@ -6,8 +6,8 @@ or not at all.
 
 import hashlib
 import json
+import math
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,39 @@ REFUSED = {
     "use_bdlora": "the factors are block-diagonal",
     "arrow_config": "Arrow routes between adapters at run time",
     "monteclora_config": "the update is a random variable",
+    "megatron_config": "the factors are split between devices",
+}
+# All fields that LoraConfig of PEFT 0.21 writes; one that is not here is a feature that this version does not know.
+KNOWN_FIELDS = REFUSED.keys() | {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+    "velora_config",
 }
 # Initialisations that change the base weights at load time, so that the factors alone are not the update.
 REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -83,7 +116,7 @@ def read_adapter(path: Path) -> Adapter:
     config = read_config(path)
     tensors = _read_tensors(path / WEIGHTS_FILE)
     updates = {
-        name: _update(path, config, name, a, b) for name, (a, b) in sorted(_pairs(path, tensors).items())
+        name: _update(path, config, name, a, b) for name, (a, b) in sorted(_pairs(path, config, tensors).items())
     }
     return Adapter(
         path=path,
@@ -91,7 +124,7 @@ def read_adapter(path: Path) -> Adapter:
         updates=updates,
         config=config,
         sha256=folder_sha256(path),
-        training_rows=_training_rows(path),
+        training_rows=training_rows(path),
     )
 
 
@@ -103,9 +136,10 @@ def read_headers(path: Path) -> dict[str, AdapterHeader]:
     """
     config = read_config(path)
     with _open(path / WEIGHTS_FILE) as file:
+        _check_types(path, file)
         shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
     headers = {}
-    for name, (a, b) in sorted(_pairs(path, shapes).items()):
+    for name, (a, b) in sorted(_pairs(path, config, shapes).items()):
         _check_factors(path, config, name, a, b)
         headers[name] = AdapterHeader((b.shape[0], a.shape[1]), a.shape[0])
     return headers
@@ -121,12 +155,17 @@ def read_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"no such adapter folder: {path}")
     if not (path / CONFIG_FILE).is_file():
         raise AdapterError(f"{path} is no PEFT adapter: it has no {CONFIG_FILE}.")
+    # Only these names: a trainer leaves other pickles (training_args.bin, optimizer.pt) beside good weights.
+    pickles = [file for ending in (".bin", ".pt", ".pth") if (path / (file := f"adapter_model{ending}")).is_file()]
+    if (path / WEIGHTS_FILE).is_file() and pickles:
+        raise AdapterError(
+            f"{path} holds two sets of weights, {WEIGHTS_FILE} and {pickles[0]}. Remove the one not meant."
+        )
     if not (path / WEIGHTS_FILE).is_file():
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix in {".bin", ".pt", ".pth"})
         if pickles:
             raise AdapterError(
                 f"{path} holds its weights as a pickle ({pickles[0]}), which can run code when it is read.\n"
-                f"  Convert it where you trust it: load it with PEFT and save_pretrained(..., safe_serialization=True)."
+                "  Convert it where you trust it: load it with PEFT and save_pretrained(..., safe_serialization=True)."
             )
         raise AdapterError(f"{path} has no {WEIGHTS_FILE}.")
     try:
@@ -137,6 +176,7 @@ def read_config(path: Path) -> dict[str, Any]:
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise AdapterError(f"{path}: peft_type is {found!r}; only LORA adapters can be merged.")
     _refuse_features(path, config)
+    _check_values(path, config)
     return config
 
 
@@ -148,7 +188,14 @@ def _refuse_features(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: {field} = {config[field]!r} is not supported: {meaning}. Train it without {field}."
             )
     if config.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias = {config['bias']!r} is not supported: base biases were trained. Use bias none.")
+        raise AdapterError(
+            f"{path}: bias = {config['bias']!r} is not supported: base biases were trained. Use bias none."
+        )
+    if unknown := sorted(field for field in config.keys() - KNOWN_FIELDS if config[field]):
+        raise AdapterError(
+            f"{path}: {unknown[0]} = {config[unknown[0]]!r} in {CONFIG_FILE} is not a field that this version "
+            "knows, so what it changes is unknown. Remove it if the adapter computes the same without it."
+        )
     initialisation = config.get("init_lora_weights")
     if isinstance(initialisation, str) and initialisation.lower().startswith(REFUSED_INITIALISATIONS):
         raise AdapterError(
@@ -158,18 +205,64 @@ def _refuse_features(path: Path, config: dict[str, Any]) -> None:
         )
 
 
+def _check_values(path: Path, config: dict[str, Any]) -> None:
+    """Refuse fields that PEFT could not have meant: ranks and alphas that are no positive numbers, and wrong types."""
+    wanted: list[tuple[str, Any, bool, str]] = []  # field, value, whether it is right, what is expected
+    for field, pattern, is_right, expected in (
+        ("r", "rank_pattern", _is_rank, "a whole number from 1"),
+        ("lora_alpha", "alpha_pattern", _is_alpha, "a positive number"),
+    ):
+        patterns = config.get(pattern) or {}
+        if not isinstance(patterns, dict):
+            raise AdapterError(f"{path / CONFIG_FILE}: {pattern} is {patterns!r}, expected names and values.")
+        wanted.append((field, config.get(field), is_right(config.get(field)), expected))
+        for key, value in patterns.items():
+            wanted.append((f"{pattern}['{key}']", value, is_right(value) and _is_regex(key), f"a regex and {expected}"))
+    base, rslora, targets = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "target_modules"))
+    wanted += [
+        ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
+        ("use_rslora", rslora, rslora is None or isinstance(rslora, bool), "true or false"),
+        ("target_modules", targets, _is_targets(targets), "names or a regex"),
+    ]
+    for field, value, is_right, expected in wanted:
+        if not is_right:
+            raise AdapterError(f"{path / CONFIG_FILE}: {field} is {value!r}, expected {expected}.")
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _is_regex(value: str) -> bool:
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
+def _is_targets(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return value is None or (isinstance(value, str) and _is_regex(value))
+
+
 def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = False) -> dict[str, AdapterHeader]:
     """Check from headers alone that two adapters can be merged; returns the first one's headers.
 
     Raises:
         AdapterError: If the bases, the modules or the shapes differ.
     """
-    bases = {path: read_config(path).get("base_model_name_or_path") or "" for path in (utility, safety)}
-    if bases[utility] != bases[safety] and not allow_different_base:
+    bases = [_base(read_config(path)) for path in (utility, safety)]
+    if bases[0] != bases[1] and not allow_different_base:
         raise AdapterError(
             "the adapters have different base models:\n"
-            f"  utility  {bases[utility]}   ({utility / CONFIG_FILE})\n"
-            f"  safety   {bases[safety]}   ({safety / CONFIG_FILE})\n"
+            f"  utility  {bases[0]}   ({utility / CONFIG_FILE})\n"
+            f"  safety   {bases[1]}   ({safety / CONFIG_FILE})\n"
             "  Retrain one of them, or set allow_different_base: true if the weights are known to be equal."
         )
     first, second = read_headers(utility), read_headers(safety)
@@ -177,7 +270,8 @@ def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = Fals
         owner = "utility" if difference[0] in first else "safety"
         raise AdapterError(
             f"module '{difference[0]}' is in '{owner}' only ({len(difference)} of {len(set(first) | set(second))} "
-            f"modules differ).\n  utility {utility}\n  safety  {safety}\n  Train both adapters on the same target modules."
+            f"modules differ).\n  utility {utility}\n  safety  {safety}\n"
+            "  Train both adapters on the same target modules."
         )
     for name, header in first.items():
         if header.shape != second[name].shape:
@@ -186,6 +280,12 @@ def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = Fals
                 "the adapters belong to different models."
             )
     return first
+
+
+def _base(config: dict[str, Any]) -> str:
+    """Name of the base model, with its revision where it is not the default one."""
+    name = config.get("base_model_name_or_path") or "(names none)"
+    return name if config.get("revision") in {None, "", "main"} else f"{name}@{config['revision']}"
 
 
 def write_adapter(
@@ -202,23 +302,34 @@ def write_adapter(
     ``lora_alpha`` equals the rank of each module, so that PEFT's scaling is 1 and the factors are the update.
 
     Args:
-        path: Folder to create; an existing one is replaced.
+        path: Folder to create; an existing adapter or an empty folder is replaced, anything else is not.
         updates: What to write; components that are exactly zero are dropped, at least one is kept.
         like: adapter_config.json of an adapter on the same modules, for ``base_model_name_or_path``, ``task_type``
             and ``target_modules``.
         dtype: Of the tensors in the file; a cast loses precision (the merge stage measures how much).
         card: README.md.
         extra_files: Further text files by name.
+
+    Raises:
+        AdapterError: If the folder holds something else than an adapter, there are no updates, or a value is not
+            finite in ``dtype``.
     """
+    path = path.resolve()  # a link stays one: the folder that it leads to is replaced
+    if path.exists() and not (path / CONFIG_FILE).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise AdapterError(f"{path} exists and is no adapter folder, so it is not replaced. Choose another output.")
+    if not updates:
+        raise AdapterError(f"{path}: there is no module to write.")
     kept = {name: _at_least_one_component(update) for name, update in updates.items()}
     ranks = {name: update.rank for name, update in kept.items()}
     rank = max(ranks.values())
-    pattern = {name: value for name, value in ranks.items() if value != rank}
+    # PEFT takes keys for regular expressions that match the end of a name: unanchored, "proj" is "encoder.proj", too.
+    pattern = {f"^{re.escape(name)}": value for name, value in sorted(ranks.items()) if value != rank}
+    targets = like.get("target_modules")
     config = {
         "peft_type": "LORA",
         "task_type": like.get("task_type"),
         "base_model_name_or_path": like.get("base_model_name_or_path"),
-        "target_modules": like.get("target_modules"),
+        "target_modules": targets if targets is None or isinstance(targets, str) else sorted(targets),
         "exclude_modules": like.get("exclude_modules"),
         "layers_to_transform": like.get("layers_to_transform"),
         "layers_pattern": like.get("layers_pattern"),
@@ -233,8 +344,10 @@ def write_adapter(
     }
     tensors = {}
     for name, update in sorted(kept.items()):
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.a.to(dtype).contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.b.to(dtype).contiguous()
+        for side, factor in (("A", update.a), ("B", update.b)):
+            tensor = factor.to(dtype, copy=True).contiguous()  # safetensors refuses tensors that share memory
+            _check_finite(path, name, side, tensor, f"Written as {dtype}; choose a wider dtype if that is the cause.")
+            tensors[f"{PREFIX}{name}.lora_{side}.weight"] = tensor
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         folder = Path(temporary) / "adapter"
@@ -244,9 +357,15 @@ def write_adapter(
         for name, text in {"README.md": card, **(extra_files or {})}.items():
             if text:
                 (folder / name).write_text(text, encoding="utf-8")
+        old = Path(temporary) / "old"  # goes with the temporary folder, but only once the new one is in place
         if path.exists():
-            shutil.rmtree(path)
-        folder.replace(path)
+            path.replace(old)
+        try:
+            folder.replace(path)
+        except BaseException:
+            if old.exists():
+                old.replace(path)
+            raise
 
 
 def folder_sha256(path: Path) -> str:
@@ -260,9 +379,22 @@ def _at_least_one_component(update: Update) -> Update:
     return compact if compact.rank else Update(torch.zeros(update.shape[0], 1), torch.zeros(1, update.shape[1]))
 
 
-def _training_rows(path: Path) -> frozenset[str]:
+def training_rows(path: Path) -> frozenset[str]:
+    """Content ids of the prompts that an adapter was trained on, where its folder says so; else nothing.
+
+    Raises:
+        AdapterError: If the file that says so is damaged.
+    """
     file = path / TRAINING_ROWS_FILE
-    return frozenset(json.loads(file.read_text(encoding="utf-8"))["ids"]) if file.is_file() else frozenset()
+    if not file.is_file():
+        return frozenset()
+    try:
+        ids = json.loads(file.read_text(encoding="utf-8"))["ids"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{file} is damaged ({error!r}). Copy it again, or remove it.") from error
+    if not isinstance(ids, list) or not all(isinstance(row_id, str) for row_id in ids):
+        raise AdapterError(f"{file} is damaged (ids is no list of text). Copy it again, or remove it.")
+    return frozenset(ids)
 
 
 def _open(path: Path) -> Any:
@@ -277,10 +409,24 @@ def _open(path: Path) -> Any:
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     with _open(path) as file:
+        _check_types(path.parent, file)
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-def _pairs(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _check_types(path: Path, file: Any) -> None:
+    """Factors are floating-point numbers; bytes and 8-bit floats need a scale that LoRA does not have."""
+    for key in file.keys():  # noqa: SIM118
+        kind = file.get_slice(key).get_dtype()
+        if kind not in {"F64", "F32", "F16", "BF16"}:
+            raise AdapterError(
+                f"{path / WEIGHTS_FILE}: tensor '{key}' has type {kind}, expected floating-point numbers of 16 bits or "
+                "more. Save the adapter unquantized."
+            )
+
+
+def _pairs(
+    path: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Group tensors into (A, B) by module; every tensor must find its place."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -295,33 +441,55 @@ def _pairs(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torc
     for name, sides in found.items():
         if missing := {"A", "B"} - sides.keys():
             raise AdapterError(f"{path / WEIGHTS_FILE}: module '{name}' has no lora_{missing.pop()}.")
+        if not _is_target(config.get("target_modules"), name):
+            raise AdapterError(
+                f"{path}: module '{name}' has factors in {WEIGHTS_FILE}, but target_modules in {CONFIG_FILE} does not "
+                f"name it, so PEFT would leave them out ({config['target_modules']!r})."
+            )
     return {name: (sides["A"], sides["B"]) for name, sides in found.items()}
 
 
 def _check_factors(path: Path, config: dict[str, Any], name: str, a: torch.Tensor, b: torch.Tensor) -> None:
     """Two matrices of one rank, and the rank that the configuration announces."""
-    rank = int(_pattern(config.get("rank_pattern"), name, config["r"]))
+    rank = _pattern(config.get("rank_pattern"), name, config["r"])
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
         raise AdapterError(
             f"{path}: module '{name}' has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}, expected "
             f"({rank}, d_in) and (d_out, {rank}) from {CONFIG_FILE}."
         )
+    if 0 in (*a.shape, *b.shape):
+        raise AdapterError(f"{path}: module '{name}' is empty: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}.")
 
 
 def _update(path: Path, config: dict[str, Any], name: str, a: torch.Tensor, b: torch.Tensor) -> Update:
     """Fold the scaling into B: alpha/r, or alpha/sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
     _check_factors(path, config, name, a, b)
     for side, tensor in (("A", a), ("B", b)):
-        if not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise AdapterError(
-                f"{path / WEIGHTS_FILE}: lora_{side} of module '{name}' has {count} value(s) that are NaN or infinite. "
-                "Training diverged or the file is damaged; nothing was merged."
-            )
+        _check_finite(path, name, side, tensor, "Training diverged or the file is damaged; nothing was merged.")
     rank = a.shape[0]
     alpha = float(_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    return Update(b.float() * scaling, a.float())
+    update = Update(b.float() * scaling, a.float())
+    for side, tensor in (("A", update.a), ("B", update.b)):
+        _check_finite(path, name, side, tensor, f"They overflow in float32 with the scaling {scaling:g}.")
+    return update
+
+
+def _check_finite(path: Path, name: str, side: str, tensor: torch.Tensor, reason: str) -> None:
+    if count := int((~torch.isfinite(tensor)).sum()):
+        raise AdapterError(
+            f"{path / WEIGHTS_FILE}: lora_{side} of module '{name}' has {count} value(s) that are NaN or "
+            f"infinite. {reason}"
+        )
+
+
+def _is_target(targets: list[str] | str | None, name: str) -> bool:
+    """PEFT's choice of modules: the end of the name for a list, the whole name for a regular expression."""
+    if targets is None or targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _pattern(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:

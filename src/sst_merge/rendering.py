@@ -135,6 +135,7 @@ class Point:
     x: tuple[float, float, float]
     y: tuple[float, float, float]
     hover: str
+    is_merged: bool
 
 
 def render_html(results: dict[str, Any]) -> str:
@@ -725,6 +726,8 @@ def _points(results: dict[str, Any], x: Axis, y: Axis) -> tuple[list[Point], lis
                 break
             scale = 100 if axis.measure["unit"] == "pp" else 1
             low, high = _finite(estimate.get("low")), _finite(estimate.get("high"))
+            if low is None or high is None:
+                notes.append(f"{arm['label']}, {axis.measure['title']}: no interval is known.")
             coordinates.append(
                 (
                     scale * value,
@@ -736,7 +739,17 @@ def _points(results: dict[str, Any], x: Axis, y: Axis) -> tuple[list[Point], lis
             lines.append(f"{axis.measure['title']}: {cell.text} {cell.interval} {', '.join(cell.notes)}")
         else:
             hover = "<br>".join(html.escape(line, quote=False) for line in (arm["label"], *lines))
-            points.append(Point(arm["label"], arm["colour"], arm["symbol"], coordinates[0], coordinates[1], hover))
+            points.append(
+                Point(
+                    arm["label"],
+                    arm["colour"],
+                    arm["symbol"],
+                    coordinates[0],
+                    coordinates[1],
+                    hover,
+                    arm["name"] == "merged",
+                )
+            )
     return points, notes
 
 
@@ -765,7 +778,11 @@ def _scatter(points: list[Point], x: Axis, y: Axis, width: int, better: str) -> 
         }
         for name, plot_width in (("wide", width), ("narrow", NARROW))
     }
-    return {"data": [_trace(point) for point in points], "layout": layout, **variants}
+    return {
+        "data": [_trace(point) for point in sorted(points, key=lambda point: point.is_merged)],
+        "layout": layout,
+        **variants,
+    }
 
 
 def _trace(point: Point) -> dict[str, Any]:

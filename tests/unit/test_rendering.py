@@ -356,7 +356,7 @@ def test_figures_are_valid_plotly(results):
 
 def test_points_lie_where_the_estimates_say(results):
     figure = _figures(Page(render_html(results)))["tradeoff"]
-    merged = figure["data"][3]
+    merged = figure["data"][-1]  # on top of the others
     assert merged["name"] == "Merged (SST)"
     assert merged["x"] == [pytest.approx(100 * 44 / 80)]
     assert merged["y"] == [pytest.approx(100 * 39 / 60)]
@@ -545,3 +545,11 @@ def test_spectrum_leaves_out_only_what_a_logarithm_cannot_show(results):
     page = Page(render_html(results))
     assert len(_figures(page)["spectrum"]["data"][0]["y"]) == 128
     assert "1 of 129 values are not above 0 and not drawn." in page.text
+
+
+def test_missing_interval_is_said(results):
+    row = next(row for row in results["estimates"] if (row["arm"], row["task"]) == ("merged", "refusal"))
+    row.update(low=None, high=None)
+    page = Page(render_html(results))
+    assert _figures(page)["tradeoff"]["data"][-1]["error_y"]["array"] == [0]
+    assert "Merged (SST), refusal rate: no interval is known." in page.text

@@ -121,8 +121,8 @@ class Sst(MergeMethod):
             assert problem is not None
             combination, diagnostics = (state.combination, {}) if state is not None else self._solve(problem)
             diagnostics = {**diagnostics, **combination.energies(problem)}
-            moved = (combination.weights.float() @ patch.rows).view_as(patch.coordinates)
-            projected = combination.neutral * patch.coordinates + moved
+            moved = combination.weights @ patch.rows.double()  # large weights cancel where samples are alike
+            projected = (combination.neutral * patch.coordinates.double() + moved.view_as(patch.coordinates)).float()
         steered = patch_from_coordinates(projected, patch.basis.q, patch.basis.side)
         parts = [inputs.utility.scaled(self.utility_weight), steered.scaled(self.strength)]
         return ModuleResult(concatenate(parts), diagnostics)

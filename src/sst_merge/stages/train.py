@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,20 @@ import datasets
 import torch
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sst_merge.adapter_io import TRAINING_ROWS_FILE, read_adapter, write_adapter
-from sst_merge.config import TrainConfig
+from sst_merge.config import DataSource, TrainConfig
 from sst_merge.data import Row, check_disjoint, load_rows
 from sst_merge.errors import DataError
 from sst_merge.models import Base, encode, load_base
+from sst_merge.progress import Reporter
 
 CURVE_FILE = "training_curve.json"
+CARD_FILE = "README.md"
 
 
-def train(config: TrainConfig, *, root: Path, progress: TrainerCallback | None = None) -> Path:
+def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
     """Train one adapter and write it as a bfloat16 PEFT folder.
 
     Returns:
@@ -30,39 +34,44 @@ def train(config: TrainConfig, *, root: Path, progress: TrainerCallback | None =
     Raises:
         DataError: If rows are missing, too long, or shared between training and validation.
     """
-    learn = _rows(config, "data", root)
-    validation = _rows(config, "validation", root)
+    learn = _rows(config.data, "data", config.seed, root)
+    validation = _rows(config.validation, "validation", config.seed, root)
     check_disjoint({"data": (row.id for row in learn), "validation": (row.id for row in validation)})
+    reporter.say(f"Loading {config.base_model} ...")
     base = load_base(config.base_model, device=config.device, dtype="float32")
     for row in [*learn, *validation]:
         length = len(encode(base, row.prompt, row.answer).ids)
         if length > config.max_length_tokens:
             raise DataError(f"row {row.id} has {length} tokens, more than max_length_tokens = {config.max_length_tokens}.")
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(config, base, learn, validation, Path(scratch), progress)
-        trainer.train()
+        with _steps(reporter, config.role) as steps:
+            trainer = _trainer(config, base, learn, validation, Path(scratch), steps)
+            trainer.train()
         trainer.save_model(str(Path(scratch) / "best"))
         history = trainer.state.log_history
         trained = read_adapter(Path(scratch) / "best")
     curve = [{key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry} for entry in history]
+    curve = [entry for entry in curve if len(entry) > 1]
     write_adapter(
         config.output,
         trained.updates,
         like={**trained.config, "base_model_name_or_path": config.base_model},
         dtype=torch.bfloat16,
+        card=_card(config, len(learn), len(validation), curve),
         extra_files={
-            CURVE_FILE: json.dumps([entry for entry in curve if len(entry) > 1], indent=1) + "\n",
+            CURVE_FILE: json.dumps(curve, indent=1) + "\n",
             TRAINING_ROWS_FILE: json.dumps({"ids": sorted(row.id for row in [*learn, *validation])}) + "\n",
         },
     )
     return config.output
 
 
-def _rows(config: TrainConfig, key: str, root: Path) -> list[Row]:
+def _rows(sources: list[DataSource], key: str, seed: int, root: Path) -> list[Row]:
+    """Rows of several sources, each prompt once."""
     rows = [
         row
-        for number, source in enumerate(getattr(config, key))
-        for row in load_rows(source, seed=config.seed, root=root, needs_answer=True, key=f"{key}.{number}")
+        for number, source in enumerate(sources)
+        for row in load_rows(source, seed=seed, root=root, needs_answer=True, key=f"{key}.{number}")
     ]
     return list({row.id: row for row in rows}.values())
 
@@ -80,13 +89,40 @@ def _conversations(rows: list[Row]) -> datasets.Dataset:
     )
 
 
+class _Steps(TrainerCallback):
+    """Moves a progress bar at every optimiser step and says each validation loss."""
+
+    def __init__(self, reporter: Reporter, role: str) -> None:
+        self.reporter, self.role, self.advance, self.context = reporter, role, None, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.context = self.reporter.task(f"Training the {self.role} adapter", state.max_steps)
+        self.advance = self.context.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.advance is not None
+        self.advance(1)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        self.reporter.say(f"step {state.global_step}: validation loss {(metrics or {}).get('eval_loss', float('nan')):.4f}")
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self.context is not None:
+            self.context.__exit__(None, None, None)
+
+
+@contextmanager
+def _steps(reporter: Reporter, role: str) -> Iterator[_Steps]:
+    steps = _Steps(reporter, role)
+    try:
+        yield steps
+    finally:
+        steps.close()
+
+
 def _trainer(
-    config: TrainConfig,
-    base: Base,
-    learn: list[Row],
-    validation: list[Row],
-    scratch: Path,
-    progress: TrainerCallback | None,
+    config: TrainConfig, base: Base, learn: list[Row], validation: list[Row], scratch: Path, steps: TrainerCallback
 ) -> Any:
     settings = SFTConfig(
         output_dir=str(scratch / "steps"),
@@ -117,7 +153,6 @@ def _trainer(
         use_cpu=base.device.type == "cpu",
         dataloader_pin_memory=False,
     )
-    callbacks: list[TrainerCallback] = [EarlyStoppingCallback(early_stopping_patience=config.patience)]
     return SFTTrainer(
         model=base.model,
         args=settings,
@@ -131,5 +166,34 @@ def _trainer(
             lora_dropout=config.lora.dropout,
             task_type="CAUSAL_LM",
         ),
-        callbacks=[*callbacks, *([progress] if progress else [])],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), steps],
     )
+
+
+def _card(config: TrainConfig, learnt: int, validated: int, curve: list[dict[str, Any]]) -> str:
+    """Model card: what the adapter learnt from, how, and when training stopped."""
+    losses = [(entry["step"], entry["eval_loss"]) for entry in curve if "eval_loss" in entry]
+    best = min(losses, key=lambda pair: pair[1]) if losses else None
+    sources = "\n".join(
+        f"- `{source.data}`, split {source.split}" + (f", answers from `{source.answers}`" if source.answers else "")
+        for source in config.data
+    )
+    stopped = f"step {best[0]} (validation loss {best[1]:.4f})" if best else "the last step"
+    return f"""---
+base_model: {config.base_model}
+library_name: peft
+tags: [lora, sst-merge, {config.role}]
+---
+# {config.role.capitalize()} adapter
+
+{config.title}
+
+Trained on {learnt} rows ({validated} more decided when to stop), loss on the answers only, LoRA rank
+{config.lora.rank}, alpha {config.lora.alpha:g} on {config.lora.target_modules}, peak learning rate
+{config.learning_rate:g}, batch {config.batch_size}, at most {config.epochs:g} epochs, seed {config.seed}. Kept: {stopped};
+the curve is in `{CURVE_FILE}`, the ids of the rows in `{TRAINING_ROWS_FILE}`.
+
+Rows:
+
+{sources}
+"""

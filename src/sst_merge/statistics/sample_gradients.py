@@ -60,14 +60,16 @@ def capture_gradients(base: Base, bases: Mapping[str, PatchBasis]) -> Iterator[d
     gradients: dict[str, Tensor] = {}
 
     def hook_for(name: str, basis: PatchBasis) -> Callable[..., None]:
-        q = basis.q.to(device=base.device, dtype=torch.float32)
+        # float32 at least, float64 in a float64 model
+        precision = torch.promote_types(base.dtype, torch.float32)
+        q = basis.q.to(device=base.device, dtype=precision)
 
         def on_forward(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach().float()  # (batch, seq, d_in)
+            x = inputs[0].detach().to(precision)  # (batch, seq, d_in)
             projected = x @ q.T if basis.side == "output" else x
 
             def on_backward(g: Tensor) -> None:
-                g = g.float()  # (batch, seq, d_out)
+                g = g.to(precision)  # (batch, seq, d_out)
                 left = g if basis.side == "output" else g @ q.T
                 gradients[name] = torch.einsum("bto,bti->boi", left, projected)
 
@@ -159,7 +161,7 @@ class SampleGradients:
             file = _batch_file(folder, number)
             if not file.exists():
                 gradients, _ = batch_gradients(base, bases, collate(base, [samples[position] for position in positions]))
-                _save(file, gradients)
+                _save(file, {name: gradient.float() for name, gradient in gradients.items()})
             on_batch(len(positions))
         index = {
             "batches": batches,

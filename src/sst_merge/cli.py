@@ -1,0 +1,394 @@
+"""The command line: one short function per verb. Results go to stdout, progress to stderr."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sst_merge.errors import ConfigError, InvalidResultError, RunFolderError, SSTMergeError
+
+app = typer.Typer(
+    name="sst-merge",
+    help="Merge a utility LoRA and a safety LoRA, and measure honestly what that gained and what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Argument(help="Run file (YAML).", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file, e.g. method.strength=0.8.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Throw an existing run in the output folder away.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Run folder, instead of the run file's.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="Run folder.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+    replace: Replace = False,
+) -> None:
+    """The whole flow on a real 135M chat model: no hub, no GPU, no account."""
+    from sst_merge.stages.run import run as run_stages
+
+    root = _repository()
+    config = _load(root / "configs" / "demo.yaml", [f"output={json.dumps(str(output))}"])
+    _print_report(run_stages(config, root=root, reporter=_reporter(), command=_command(), replace=replace), config, as_json)
+
+
+@app.command()
+def run(file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False) -> None:
+    """Plan, calibrate, merge, evaluate and report; resumes an interrupted run."""
+    results, config = _stage("report", file, overrides, output, replace=replace)
+    _print_report(results, config, as_json)
+
+
+@app.command()
+def check(file: File, overrides: Set = None) -> None:
+    """Every problem in a run file, its adapters and its data; no weights are loaded, nothing is written."""
+    from sst_merge.stages.plan import describe
+    from sst_merge.stages.plan import plan as make_plan
+
+    config = _load(file, overrides)
+    description = describe(make_plan(config, root=Path()))
+    for note in description["notes"]:
+        _reporter().say(f"note: {note}")
+    typer.echo(f"{file}: no problems found. {_summary(description)}")
+
+
+@app.command()
+def plan(file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False) -> None:
+    """What a run will measure and how large it gets; writes plan.json."""
+    description, config = _stage("plan", file, overrides, output, replace=replace)
+    typer.echo(json.dumps(description, indent=1) if as_json else f"{config.output}: {_summary(description)}")
+
+
+@app.command()
+def calibrate(file: File, overrides: Set = None, output: Output = None, replace: Replace = False) -> None:
+    """Measure the statistics that the method reads."""
+    done, _ = _stage("calibrate", file, overrides, output, replace=replace)
+    typer.echo(done["statistics"] or "this method reads no statistics")
+
+
+@app.command()
+def merge(
+    file: Annotated[Path | None, typer.Argument(help="Run file; or give --base, --utility, --safety.", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: a known name, a folder or a hub id.")] = None,
+    utility: Annotated[Path | None, typer.Option(help="PEFT folder of the utility adapter.")] = None,
+    safety: Annotated[Path | None, typer.Option(help="PEFT folder of the safety adapter.")] = None,
+    method: Annotated[str, typer.Option(help="Merge method; see sst-merge methods.")] = "sst",
+    calibration_utility: Annotated[
+        str | None, typer.Option(help="Data for the utility Fisher: prompts with answers (methods that read statistics).")
+    ] = None,
+    calibration_safety: Annotated[
+        str | None, typer.Option(help="Data for the safety Fisher: harmful prompts with refusals.")
+    ] = None,
+    overrides: Set = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    replace: Replace = False,
+) -> None:
+    """Merge two adapters into one PEFT adapter, from a run file or from options."""
+    if file is None:
+        values = _merge_values(base, utility, safety, method, calibration_utility, calibration_safety, output)
+        config = _validate(values, overrides)
+        diagnostics = _run(config, "merge", replace=replace)
+    else:
+        diagnostics, config = _stage("merge", file, overrides, output, replace=replace)
+    if as_json:
+        typer.echo(json.dumps(diagnostics, indent=1))
+        return
+    total = diagnostics["total"]
+    kept = ", ".join(f"{name.removesuffix('_kept').replace('_', ' ')} {value:.0%}" for name, value in total.items() if value is not None)
+    typer.echo(f"{diagnostics['modules_merged']} modules merged -> {config.output / 'adapter'}")
+    if kept:
+        typer.echo(f"kept of the safety update: {kept}")
+    if diagnostics["written_relative_error"] > 1e-6:
+        typer.echo(f"written adapter differs from the exact merge by {diagnostics['written_relative_error']:.2%} of its norm")
+
+
+@app.command()
+def evaluate(file: File, overrides: Set = None, output: Output = None, replace: Replace = False) -> None:
+    """Evaluate every arm on the same samples."""
+    done, _ = _stage("evaluate", file, overrides, output, replace=replace)
+    typer.echo(done["scores"])
+
+
+@app.command()
+def report(file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False) -> None:
+    """Make the report from the samples of a finished evaluation; loads no model."""
+    from sst_merge.stages.plan import plan as make_plan
+    from sst_merge.stages.report import report as make_report
+
+    config = _load(file, overrides, output)
+    _print_report(make_report(make_plan(config, root=Path())), config, as_json)
+
+
+@app.command()
+def train(file: File, overrides: Set = None, output: Output = None) -> None:
+    """Train a utility, safety or harmful LoRA adapter (needs the extra: pip install 'sst-merge[train]')."""
+    from sst_merge.config import TrainConfig, load_config
+    from sst_merge.stages.train import train as train_adapter
+
+    values = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output else [])]
+    typer.echo(train_adapter(load_config(TrainConfig, file, values), root=Path(), reporter=_reporter()))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Method to describe.")] = None, as_json: AsJson = False
+) -> None:
+    """Merge methods: what there is, parameters, source, what they need."""
+    from sst_merge.methods import METHODS
+
+    _list(METHODS, name, as_json, _method_entry)
+
+
+@app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="Task to describe.")] = None, as_json: AsJson = False) -> None:
+    """Evaluation tasks: what there is, what they measure, source."""
+    from sst_merge.tasks import TASKS
+
+    _list(TASKS, name, as_json, _task_entry)
+
+
+@app.command()
+def data(name: Annotated[str | None, typer.Argument(help="Data set to describe.")] = None, as_json: AsJson = False) -> None:
+    """Known data sets that pinned wheels ship; any local file or hub: id works as well."""
+    from sst_merge.data import KNOWN
+
+    _list(KNOWN, name, as_json, lambda known: {"about": known.about, "wheel": _wheel(known.member), "licence": known.member.licence})
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="Model to describe.")] = None, as_json: AsJson = False) -> None:
+    """Known models that pinned wheels ship; any local folder or hub id works as well."""
+    from sst_merge.models import KNOWN_MODELS
+
+    _list(KNOWN_MODELS, name, as_json, lambda member: {"wheel": _wheel(member), "licence": member.licence})
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from sst_merge import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one message, a bug in a traceback."""
+    try:
+        app()
+    except SSTMergeError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        typer.echo(f"RunFolderError: no space left on the disk{where}. Free some space and run the same command again.", err=True)
+        sys.exit(RunFolderError.exit_code)
+
+
+def _repository() -> Path:
+    """The checkout that holds configs/ and examples/."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "configs" / "demo.yaml").is_file():
+        raise ConfigError("the demo's adapters and run file are in the repository, not in the package: clone it and run make demo.")
+    return root
+
+
+def _command() -> str:
+    return " ".join(["sst-merge", *sys.argv[1:]])
+
+
+def _reporter() -> Any:
+    from sst_merge.progress import TerminalReporter
+
+    return TerminalReporter()
+
+
+def _load(file: Path, overrides: list[str] | None, output: Path | None = None) -> Any:
+    from sst_merge.config import RunConfig, load_config
+
+    changes = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output else [])]
+    return load_config(RunConfig, file, changes)
+
+
+def _stage(until: str, file: Path, overrides: list[str] | None, output: Path | None, *, replace: bool) -> tuple[dict[str, Any], Any]:
+    """Run a file up to a stage; what the stage wrote, and the configuration."""
+    config = _load(file, overrides, output)
+    return _run(config, until, replace=replace), config
+
+
+def _run(config: Any, until: str, *, replace: bool) -> dict[str, Any]:
+    from sst_merge.stages.run import run as run_stages
+
+    return run_stages(config, root=Path(), reporter=_reporter(), command=_command(), until=until, replace=replace)
+
+
+def _merge_values(
+    base: str | None,
+    utility: Path | None,
+    safety: Path | None,
+    method: str,
+    calibration_utility: str | None,
+    calibration_safety: str | None,
+    output: Path | None,
+) -> dict[str, Any]:
+    """The run file that the options of ``merge`` stand for."""
+    given = {"--base": base, "--utility": utility, "--safety": safety, "--output": output}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise ConfigError(f"merge without a run file needs {', '.join(missing)}.")
+    values: dict[str, Any] = {
+        "base_model": base,
+        "adapters": {"utility": str(utility), "safety": str(safety)},
+        "method": {"name": method},
+        "output": str(output),
+    }
+    if calibration_utility or calibration_safety:
+        values["calibration"] = {
+            role: value for role, value in (("utility", calibration_utility), ("safety", calibration_safety)) if value
+        }
+    return values
+
+
+def _validate(values: dict[str, Any], overrides: list[str] | None) -> Any:
+    from sst_merge.config import RunConfig, apply_overrides, validate
+
+    return validate(RunConfig, apply_overrides(values, overrides or []), "options")
+
+
+def _summary(description: dict[str, Any]) -> str:
+    """A plan in a sentence."""
+    samples = sum(description["evaluation_samples"].values())
+    calibration = description["calibration_samples"]
+    parts = [f"{description['method']['name']} on {len(description['modules'])} modules"]
+    if description["statistics_required"]:
+        parts.append(
+            f"calibration on {calibration['safety']} + {calibration['utility']} samples "
+            f"({description['statistics_bytes'] / 1e6:.0f} MB of statistics)"
+        )
+    parts.append(f"adapter of {description['adapter_parameters'] / 1e6:.1f} M parameters")
+    if samples:
+        parts.append(f"{samples} samples to evaluate per arm")
+    return "; ".join(parts) + "."
+
+
+def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
+    """The short table, the verdict and where the report is.
+
+    Raises:
+        InvalidResultError: If the verdict is INVALID.
+    """
+    if as_json:
+        typer.echo(json.dumps(results["safety_tax"] if "safety_tax" in results else results, indent=1))
+    elif "estimates" in results:
+        Console().print(_table(results))
+        for name, tax in results["safety_tax"].items():
+            typer.echo(f"{name}: {tax['verdict']['text']}")
+        typer.echo(f"report: {config.output / 'report.html'}   adapter: {config.output / 'adapter'}")
+    else:
+        typer.echo(f"adapter: {config.output / 'adapter'} (no evaluation section, so nothing was measured)")
+    verdicts = {name: tax["verdict"] for name, tax in results.get("safety_tax", {}).items()}
+    for name, verdict in verdicts.items():
+        if verdict["code"].startswith("INVALID"):
+            raise InvalidResultError(f"{name}: {verdict['text']}")
+
+
+def _table(results: dict[str, Any]) -> Table:
+    """Arms by tasks: the primary measure with its 95 % interval."""
+    table = Table(title=f"{results['title']}: rates in %, 95 % intervals", title_justify="left")
+    table.add_column("arm")
+    columns = []
+    for task in results["tasks"]:
+        measure = next(measure for measure in task["measures"] if measure["primary"])
+        table.add_column(f"{task['title']}\n{measure['title']} (n = {task['n']})")
+        columns.append((task["name"], measure["name"]))
+    found = {(e["arm"], e["task"], e["measure"]): e for e in results["estimates"]}
+    for arm in results["arms"]:
+        cells = []
+        for task, measure in columns:
+            e = found[arm["name"], task, measure]
+            cells.append(
+                f"{100 * e['value']:.1f}  [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
+                if e["value"] is not None and e["low"] is not None
+                else f"- ({e['reason']})"
+            )
+        table.add_row(arm["label"], *cells)
+    return table
+
+
+def _list(known: dict[str, Any], name: str | None, as_json: bool, entry: Any) -> None:
+    """Print one entry, or all of them."""
+    if name is not None and name not in known:
+        raise ConfigError(f"unknown name {name!r}. Known: {', '.join(known)}.")
+    entries = {key: entry(value) for key, value in known.items() if name in {None, key}}
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    for key, fields in entries.items():
+        typer.echo(key)
+        for field, value in fields.items():
+            if isinstance(value, dict):
+                typer.echo(f"  {field}:")
+                for parameter, text in value.items():
+                    typer.echo(f"    {parameter}: {text}")
+            else:
+                typer.echo(f"  {field}: {value}")
+
+
+def _method_entry(method: Any) -> dict[str, Any]:
+    """What a method is, from its class."""
+    return {
+        "about": _about(method),
+        "source": method.source,
+        "needs": ", ".join(sorted(method().requires())) or "the two adapters only",
+        "result": "exact low rank (ranks of both adapters added)" if method.is_low_rank else "full rank; set rank to compress",
+        "parameters": {
+            name: f"{field.description} Default: {_default(field)}."
+            for name, field in method.model_fields.items()
+            if name != "name"
+        },
+    }
+
+
+def _default(field: Any) -> str:
+    """A parameter's default as it would stand in a run file."""
+    value = field.get_default(call_default_factory=True)
+    return json.dumps(value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else value)
+
+
+def _about(kind: Any) -> str:
+    """First paragraph of a class's docstring, as plain text."""
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("``", "")
+
+
+def _task_entry(task: Any) -> dict[str, Any]:
+    """What a task is, from its class."""
+    return {
+        "about": _about(task),
+        "family": task.family,
+        "measures": f"{task.primary.title} ({task.primary.unit}); {task.secondary.title} ({task.secondary.unit})",
+        "judge": task.judge.about if task.judge else "none",
+        "source": task.source,
+        "needs answers": "yes" if task.needs_answer else "no",
+    }
+
+
+def _wheel(member: Any) -> str:
+    return f"{member.package}=={member.version}, {member.member}"
+
+
+if __name__ == "__main__":
+    main()

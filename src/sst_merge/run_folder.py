@@ -1,0 +1,186 @@
+"""The run folder: the only module that knows its file names, and what may be reused.
+
+A folder belongs to one resolved configuration, one set of inputs and one version of the program. Opened with
+anything else it refuses, naming what differs; opened with the same it resumes.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sst_merge.errors import RunFolderError
+from sst_merge.wheels import replace_file
+
+VERSIONED = ("sst-merge", "torch", "transformers", "peft", "numpy")
+
+
+def canonical_sha256(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON (sorted keys, no spaces), 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's files."""
+
+    path: Path
+
+    manifest_file = property(lambda self: self.path / "manifest.json")
+    plan_file = property(lambda self: self.path / "plan.json")
+    statistics = property(lambda self: self.path / "statistics")
+    adapter = property(lambda self: self.path / "adapter")
+    diagnostics_file = property(lambda self: self.path / "diagnostics.json")
+    scores = property(lambda self: self.path / "scores")
+    safety_tax_file = property(lambda self: self.path / "safety_tax.json")
+    results_file = property(lambda self: self.path / "results.json")
+    html_report = property(lambda self: self.path / "report.html")
+    markdown_report = property(lambda self: self.path / "report.md")
+    looks_file = property(lambda self: self.path / "looks.jsonl")
+
+    def scores_file(self, arm: str, task: str) -> Path:
+        """Samples of one arm on one task, one JSON object a line."""
+        return self.scores / arm / f"{task}.jsonl"
+
+    def arm_file(self, arm: str) -> Path:
+        """What was evaluated as this arm: hashes, norms, probe."""
+        return self.scores / arm / "arm.json"
+
+    def probe_file(self, arm: str) -> Path:
+        """Log-probabilities of the next token on the probe prompts."""
+        return self.scores / arm / "probe.safetensors"
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as written.
+
+        Raises:
+            RunFolderError: If there is none.
+        """
+        if not self.manifest_file.is_file():
+            raise RunFolderError(f"{self.path} is no run folder: it has no manifest.json. Run: sst-merge run FILE")
+        return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+
+    def open(self, identity: dict[str, Any], *, command: str, replace: bool = False) -> None:
+        """Create the folder, or check that it belongs to the same run.
+
+        Args:
+            identity: Resolved configuration and hashes of inputs; everything that decides the numbers.
+            command: What the user typed, for the record.
+            replace: Throw an existing run away.
+
+        Raises:
+            RunFolderError: If the folder holds another run, something that is no run, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"output: {self.path} is a file, not a folder.")
+        if self.path.exists() and not self.manifest_file.is_file() and any(self.path.iterdir()):
+            raise RunFolderError(f"output: {self.path} holds other files and no run. Choose an empty or a new folder.")
+        if replace and self.manifest_file.is_file():
+            shutil.rmtree(self.path)
+        identity = json.loads(json.dumps({**identity, "versions": versions()}, default=str))
+        if self.manifest_file.is_file():
+            self._check_same(identity)
+            return
+        manifest = {
+            "schema": "sst-merge/manifest/1",
+            **identity,
+            "identity_sha256": canonical_sha256(identity),
+            "command": command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": {"platform": platform.platform(), "processor": _processor(), "cpu_count": os.cpu_count()},
+            "timings_seconds": {},
+            "fallbacks": [],
+        }
+        self.write_json(self.manifest_file, manifest)
+
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        stored = self.manifest()
+        differences = [
+            f"  {key}   {then} then, {now} now"
+            for key, then, now in _differences({key: stored.get(key) for key in identity}, identity)
+        ]
+        if differences:
+            raise RunFolderError(
+                f"{self.path} was made with other settings or inputs; nothing was overwritten.\n"
+                + "\n".join(differences[:12])
+                + "\n  Use another output folder, or --replace to throw the old run away."
+            )
+
+    def identity_sha256(self) -> str:
+        """Hash of configuration, inputs and versions: the run's name in every report."""
+        return self.manifest()["identity_sha256"]
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside to the manifest; interrupted time is not counted."""
+        start = time.monotonic()
+        yield
+        manifest = self.manifest()
+        spent = manifest["timings_seconds"].get(stage, 0.0) + time.monotonic() - start
+        manifest["timings_seconds"][stage] = round(spent, 1)
+        self.write_json(self.manifest_file, manifest)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write JSON atomically; NaN and infinity are errors, not text."""
+        replace_file(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False, default=str) + "\n")
+
+    def read_json(self, path: Path) -> Any:
+        """Read a JSON file of the run.
+
+        Raises:
+            RunFolderError: If it is missing.
+        """
+        if not path.is_file():
+            raise RunFolderError(f"{path} is missing: an earlier stage has not run. Run: sst-merge run FILE")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {name: version(name) for name in VERSIONED} | {"python": platform.python_version()}
+
+
+def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Refuse to start what will not fit.
+
+    Raises:
+        RunFolderError: If the file system has less free space than needed.
+    """
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise RunFolderError(
+            f"{what} need {needed_bytes / 1e9:.2f} GB, but {existing} has {free / 1e9:.2f} GB free. "
+            "Free some space, or set output to another disk."
+        )
+
+
+def _processor() -> str:
+    """Name of the CPU, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _differences(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Leaves in which two nested values differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in sorted(then.keys() | now.keys()):
+            yield from _differences(then.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (old, new) in enumerate(zip(then, now, strict=True)):
+            yield from _differences(old, new, f"{key}.{number}")
+    elif then != now:
+        yield key, then, now

@@ -1,0 +1,266 @@
+"""Evaluate: every arm on the same samples, in the same batches, by generated text and by likelihood.
+
+An arm is the base with an update added to its weights. The weights are hashed in the process that evaluates them.
+Samples are appended batch by batch; a killed evaluation goes on at the first batch that is not there.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from sst_merge.adapter import Updates, concatenate, squared_norm, total_norm
+from sst_merge.adapter_io import folder_sha256, read_adapter
+from sst_merge.config import EvaluationConfig, TaskConfig
+from sst_merge.data import Row
+from sst_merge.models import (
+    Base,
+    Completion,
+    Encoded,
+    answer_log_likelihood,
+    applied,
+    collate,
+    encode,
+    generate,
+    length_sorted,
+    next_token_log_probabilities,
+    prefix_log_likelihoods,
+)
+from sst_merge.progress import Reporter
+from sst_merge.run_folder import RunFolder, canonical_sha256
+from sst_merge.stages.calibrate import LazyBase
+from sst_merge.stages.merge import merge_updates
+from sst_merge.stages.plan import Plan
+from sst_merge.statistics import SampleGradients
+from sst_merge.tasks import TASKS, Task
+from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
+
+PROBES = 16
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model to evaluate."""
+
+    name: str
+    updates: Updates
+    artefact_sha256: str | None
+    """Hash of the adapter folder the updates were read from; none for the base and for comparisons."""
+
+
+def arm_names(made: Plan) -> list[str]:
+    """Names of the arms, in the order of the report."""
+    return ["base", "utility", "safety", "merged", *(method.name for method in made.config.comparisons)]
+
+
+def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, reporter: Reporter) -> None:
+    """Fill ``scores/``: one file per arm and task; what is complete is kept.
+
+    Raises:
+        AdapterError: If an adapter cannot be read or its values are not finite.
+        ModelError: If an adapter does not fit the model.
+    """
+    if made.config.evaluation is None:
+        return
+    for name in arm_names(made):
+        if is_complete(made, name):
+            continue
+        with made.folder.timed(f"evaluate.{name}"):
+            arm = _arm(made, name, gradients, reporter)
+            evaluate_arm(
+                arm,
+                base(),
+                made.config.evaluation,
+                made.inputs.evaluation,
+                made.folder,
+                reporter,
+                reference=read_adapter(made.utility).updates,
+            )
+
+
+def is_complete(made: Plan, name: str) -> bool:
+    """Whether every sample of an arm was evaluated; its summary is written last."""
+    return made.folder.arm_file(name).is_file()
+
+
+def _arm(made: Plan, name: str, gradients: SampleGradients | None, reporter: Reporter) -> Arm:
+    """The updates of an arm; the merged one is read back from the adapter that was written."""
+    if name == "base":
+        return Arm(name, {}, None)
+    folders = {"utility": made.utility, "safety": made.safety, "merged": made.folder.adapter}
+    if name in folders:
+        return Arm(name, read_adapter(folders[name]).updates, folder_sha256(folders[name]))
+    method = next(method for method in made.config.comparisons if method.name == name)
+    utility, safety = read_adapter(made.utility).updates, read_adapter(made.safety).updates
+    merged, _ = merge_updates(method, utility, safety, gradients, seed=made.config.seed, reporter=reporter)
+    return Arm(name, merged, None)
+
+
+def evaluate_arm(
+    arm: Arm,
+    base: Base,
+    evaluation: EvaluationConfig,
+    rows: dict[str, list[Row]],
+    folder: RunFolder,
+    reporter: Reporter,
+    *,
+    reference: Updates,
+) -> None:
+    """Evaluate one arm on all tasks and write its summary.
+
+    Args:
+        arm: What to add to the base.
+        base: The loaded model.
+        evaluation: Tasks and batch size.
+        rows: Rows per task.
+        folder: Where ``scores/`` is.
+        reporter: Shows progress.
+        reference: Updates of the reference arm (the utility adapter), for the distance between the weights.
+    """
+    with applied(base, arm.updates, arm.name) as weights:
+        for task in evaluation.tasks:
+            _evaluate_task(arm.name, base, task, rows[task.task], evaluation.batch_size, folder, reporter)
+        probe = _probe(arm.name, base, rows, folder)
+    summary = {
+        "arm": arm.name,
+        "weights_sha256": weights.weights_sha256,
+        "artefact_sha256": arm.artefact_sha256,
+        "update_norm": weights.update_norm,
+        "unchanged_modules": list(weights.unchanged_modules),
+        "relative_distance_to_utility": relative_distance(arm.updates, reference),
+        "probe": probe,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "device": str(base.device),
+        "threads": torch.get_num_threads(),
+    }
+    folder.write_json(folder.arm_file(arm.name), summary)
+
+
+def relative_distance(updates: Updates, reference: Updates) -> float | None:
+    """``|dW - dW_reference|_F / |dW_reference|_F`` over all modules; ``None`` for a reference of zeros."""
+    whole = total_norm(reference)
+    if whole == 0:
+        return None
+    if not updates:
+        return 1.0
+    squared = sum(squared_norm(concatenate([updates[name], reference[name].scaled(-1.0)])) for name in reference)
+    return squared**0.5 / whole
+
+
+def _evaluate_task(
+    arm: str, base: Base, config: TaskConfig, rows: list[Row], batch_size: int, folder: RunFolder, reporter: Reporter
+) -> None:
+    """Append the samples that are missing, batch by batch."""
+    task = TASKS[config.task]()
+    prompts = [encode(base, row.prompt) for row in rows]
+    batches = length_sorted([len(prompt.ids) for prompt in prompts], batch_size)
+    file = folder.scores_file(arm, config.task)
+    done = _whole_batches(file, [[rows[index].id for index in batch] for batch in batches])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        reporter.task(f"Evaluating {arm}: {config.task}", len(rows)) as advance,
+        file.open("a", encoding="utf-8") as output,
+    ):
+        for number, batch in enumerate(batches):
+            if number >= done:
+                chosen = [rows[index] for index in batch]
+                lines = _score_batch(base, task, config, chosen, [prompts[index] for index in batch])
+                output.write("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+                output.flush()
+                os.fsync(output.fileno())
+            advance(len(batch))
+
+
+def _score_batch(
+    base: Base, task: Task, config: TaskConfig, rows: Sequence[Row], prompts: Sequence[Encoded]
+) -> list[dict[str, Any]]:
+    """Generate, judge and measure one batch: one record a sample."""
+    completions = generate(base, prompts, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
+    if task.continuous == "refusal_log_odds":
+        values = refusal_log_odds(base, prompts)
+    else:
+        values = answer_nll(base, rows)
+    return [
+        _record(task, row, prompt, completion, value)
+        for row, prompt, completion, value in zip(rows, prompts, completions, values, strict=True)
+    ]
+
+
+def _record(task: Task, row: Row, prompt: Encoded, completion: Completion, value: float) -> dict[str, Any]:
+    score = task.score(row, completion.text)
+    return {
+        "id": row.id,
+        "cluster": row.cluster,
+        "prompt": row.prompt,
+        "prompt_tokens_sha256": canonical_sha256(list(prompt.ids)),
+        "answer": completion.text,
+        "tokens": completion.tokens,
+        "is_truncated": completion.is_truncated,
+        task.primary.name: score.value,
+        "reason": score.reason,
+        task.secondary.name: value,
+    }
+
+
+def refusal_log_odds(base: Base, prompts: Sequence[Encoded]) -> list[float]:
+    """``LSE_R log p(opening) - LSE_C log p(opening)`` per prompt, log-probabilities averaged over an opening's tokens.
+
+    ``R`` and ``C`` are the refusing and the complying openings (``tasks/judges.py``); in nats. It is a propensity to
+    refuse, not a refusal: generated text stands beside it.
+    """
+    values = prefix_log_likelihoods(base, prompts, [*REFUSAL_OPENINGS, *COMPLIANCE_OPENINGS])
+    refusing, complying = values[:, : len(REFUSAL_OPENINGS)], values[:, len(REFUSAL_OPENINGS) :]
+    return (refusing.logsumexp(dim=1) - complying.logsumexp(dim=1)).tolist()
+
+
+@torch.no_grad()
+def answer_nll(base: Base, rows: Sequence[Row]) -> list[float]:
+    """Negative log-likelihood of the reference answer per answer token, the end token included; nats/token."""
+    samples = [encode(base, row.prompt, row.answer) for row in rows]
+    values = answer_log_likelihood(base, collate(base, samples)).tolist()
+    return [-value / sample.answer_length for value, sample in zip(values, samples, strict=True)]
+
+
+def _whole_batches(file: Path, batches: list[list[str]]) -> int:
+    """How many leading batches the file holds in full; a torn tail is cut off."""
+    if not file.is_file():
+        return 0
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    ids = []
+    for line in lines:
+        if not line.endswith("\n"):
+            break
+        ids.append(json.loads(line)["id"])
+    done = position = 0
+    for batch in batches:
+        if ids[position : position + len(batch)] != batch:
+            break
+        position += len(batch)
+        done += 1
+    if position < len(lines):
+        with file.open("r+", encoding="utf-8") as opened:
+            opened.truncate(len("".join(lines[:position]).encode()))
+    return done
+
+
+def _probe(arm: str, base: Base, rows: dict[str, list[Row]], folder: RunFolder) -> dict[str, Any]:
+    """Next-token log-probabilities on a few prompts of every task, and the noise of computing them again.
+
+    The second computation takes the prompts in reverse order and in other batches: what it changes is rounding.
+    """
+    per_task = -(-PROBES // max(1, len(rows)))
+    chosen = [row for task in sorted(rows) for row in rows[task][:per_task]]
+    prompts = [encode(base, row.prompt) for row in chosen]
+    first = torch.cat([next_token_log_probabilities(base, prompts[i : i + 8]) for i in range(0, len(prompts), 8)])
+    backwards = prompts[::-1]
+    second = torch.cat([next_token_log_probabilities(base, backwards[i : i + 5]) for i in range(0, len(prompts), 5)])
+    noise = (first - second.flip(0)).abs()
+    folder.probe_file(arm).parent.mkdir(parents=True, exist_ok=True)
+    save_file({"log_probabilities": first.contiguous()}, folder.probe_file(arm))
+    kl = (first.exp() * (first - second.flip(0))).sum(dim=1)
+    return {"prompts": len(prompts), "noise_floor": float(noise.max()), "noise_floor_kl": float(kl.abs().mean())}

@@ -1,0 +1,174 @@
+"""Merge: apply a method to every module and write an ordinary PEFT adapter, with what was kept and what was lost."""
+
+from typing import Any
+
+import torch
+
+from sst_merge.adapter import Updates, concatenate, iterate_shared, squared_norm
+from sst_merge.adapter_io import folder_sha256, read_adapter, write_adapter
+from sst_merge.errors import AdapterError
+from sst_merge.linalg import truncated
+from sst_merge.methods import MergeMethod, ModuleInputs, module_generator
+from sst_merge.progress import Reporter
+from sst_merge.stages.plan import Plan
+from sst_merge.statistics import SampleGradients
+
+ENERGIES = ("squared_norm", "safety_energy", "utility_energy")
+
+
+def merge_updates(
+    method: MergeMethod,
+    utility: Updates,
+    safety: Updates,
+    gradients: SampleGradients | None,
+    *,
+    seed: int,
+    reporter: Reporter,
+) -> tuple[Updates, dict[str, dict[str, Any]]]:
+    """Merge two adapters module by module.
+
+    Args:
+        method: What to do.
+        utility: Updates of the utility adapter; the same modules as ``safety``.
+        safety: Updates of the safety adapter.
+        gradients: The statistics, if the method requires them.
+        seed: Of random methods.
+        reporter: Shows progress.
+
+    Returns:
+        The merged updates, float32, and each module's diagnostics.
+
+    Raises:
+        AdapterError: If the module names differ, or a merged value is not finite.
+    """
+    if utility.keys() != safety.keys():
+        raise AdapterError(f"the adapters differ in {len(utility.keys() ^ safety.keys())} module(s); nothing was merged.")
+
+    def inputs() -> Any:
+        for name, first, second in iterate_shared(utility, safety):
+            yield ModuleInputs(name, first, second, gradients)
+
+    state = method.prepare(inputs())
+    merged: Updates = {}
+    diagnostics: dict[str, dict[str, Any]] = {}
+    with reporter.task(f"Merging: {method.title}", len(utility)) as advance:
+        for module in inputs():
+            result = method.merge_module(module, state, module_generator(seed, module.name))
+            if not bool(torch.isfinite(result.update.b).all() and torch.isfinite(result.update.a).all()):
+                raise AdapterError(f"the merged update of module '{module.name}' holds NaN or infinity; nothing was written.")
+            merged[module.name] = result.update
+            diagnostics[module.name] = result.diagnostics
+            advance(1)
+    return merged, diagnostics
+
+
+def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> dict[str, Any]:
+    """Write ``adapter/`` and ``diagnostics.json``; both are kept if they are there and belong together.
+
+    Returns:
+        The diagnostics: per module and in total what the method kept, what the rank and the precision of the
+        written adapter cost, and the adapter's hash.
+
+    Raises:
+        AdapterError: If the adapters differ in their modules or a merged value is not finite.
+    """
+    if made.folder.diagnostics_file.is_file() and made.folder.adapter.is_dir():
+        diagnostics = made.folder.read_json(made.folder.diagnostics_file)
+        if folder_sha256(made.folder.adapter) != diagnostics["adapter_sha256"]:
+            raise AdapterError(
+                f"{made.folder.adapter} is not the adapter that this run wrote: its hash differs from diagnostics.json. "
+                "Use --replace to merge again."
+            )
+        return diagnostics
+    with made.folder.timed("merge"):
+        utility, safety = read_adapter(made.utility), read_adapter(made.safety)
+        method = made.config.method
+        merged, modules = merge_updates(
+            method, utility.updates, safety.updates, gradients, seed=made.config.seed, reporter=reporter
+        )
+        written = merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}
+        write_adapter(
+            made.folder.adapter,
+            written,
+            like={**utility.config, "base_model_name_or_path": made.config.base_model},
+            dtype=getattr(torch, made.config.adapter_dtype),
+            card=_card(made),
+        )
+        loss = _written_loss(merged, read_adapter(made.folder.adapter).updates)
+        diagnostics = {
+            "schema": "sst-merge/diagnostics/1",
+            "method": method.model_dump(mode="json"),
+            "adapter_sha256": folder_sha256(made.folder.adapter),
+            "modules_merged": len(merged),
+            "modules_in_adapters": len(utility.updates),
+            "total": _kept(_sum(modules)),
+            "written_relative_error": loss,
+            "spectrum": _spectrum(modules),
+            "modules": [
+                {"name": name, **_kept(values), **{k: v for k, v in values.items() if k not in _energy_names()}}
+                for name, values in modules.items()
+            ],
+        }
+        made.folder.write_json(made.folder.diagnostics_file, diagnostics)
+    return diagnostics
+
+
+def _energy_names() -> set[str]:
+    return {name + suffix for name in ENERGIES for suffix in ("", "_kept")}
+
+
+def _sum(modules: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Energies over all modules."""
+    return {key: sum(values[key] for values in modules.values() if key in values) for key in _energy_names()}
+
+
+def _kept(values: dict[str, Any]) -> dict[str, float | None]:
+    """Fractions kept of the patch's norm and energies; ``None`` where there was nothing to keep."""
+
+    def ratio(key: str) -> float | None:
+        whole = values.get(key)
+        return values[f"{key}_kept"] / whole if whole and f"{key}_kept" in values else None
+
+    norm = ratio("squared_norm")
+    return {
+        "patch_norm_kept": None if norm is None else norm**0.5,
+        "safety_energy_kept": ratio("safety_energy"),
+        "utility_energy_kept": ratio("utility_energy"),
+    }
+
+
+def _spectrum(modules: dict[str, dict[str, Any]]) -> list[float]:
+    """Generalised eigenvalues of all modules together, falling; empty for methods without a spectrum."""
+    values = sorted((value for module in modules.values() for value in module.get("spectrum", [])), reverse=True)
+    step = max(1, len(values) // 2000)
+    return values[::step]
+
+
+def _written_loss(merged: Updates, written: Updates) -> float:
+    """``|merged - written|_F / |merged|_F`` over all modules: what truncation and the cast cost together."""
+    difference = sum(squared_norm(concatenate([merged[name], written[name].scaled(-1.0)])) for name in merged)
+    whole = sum(squared_norm(update) for update in merged.values())
+    return (difference / whole) ** 0.5 if whole else 0.0
+
+
+def _card(made: Plan) -> str:
+    """Model card of the merged adapter: how it was made and how to load it."""
+    method = made.config.method
+    parameters = "\n".join(f"- {key}: {value}" for key, value in method.model_dump(mode="json", exclude_none=True).items())
+    return f"""---
+base_model: {made.config.base_model}
+library_name: peft
+tags: [lora, merge, sst-merge]
+---
+# Merged adapter ({method.title})
+
+Made by SST-Merge from two LoRA adapters of {made.config.base_model}:
+
+- utility: `{made.config.adapters.utility}` (sha256 {made.identity["inputs"]["utility"][:16]})
+- safety: `{made.config.adapters.safety}` (sha256 {made.identity["inputs"]["safety"][:16]})
+
+{parameters}
+
+An ordinary PEFT adapter: `PeftModel.from_pretrained(base_model, "this folder")`. What the merge gained and what it
+cost is in the run's `safety_tax.json` and `report.html`; this card claims nothing.
+"""

@@ -1,0 +1,214 @@
+"""Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sst_merge.adapter_io import AdapterHeader, check_pair, folder_sha256, read_config, read_headers, training_rows
+from sst_merge.config import DataSource, EvaluationConfig, RunConfig
+from sst_merge.data import Row, check_disjoint, content_id, load_rows
+from sst_merge.errors import ModelError
+from sst_merge.models import model_identity, module_shapes
+from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
+from sst_merge.statistics.sample_gradients import choose_side
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows of a run, by use."""
+
+    calibration_safety: list[Row]
+    calibration_utility: list[Row]
+    evaluation: dict[str, list[Row]]
+    """By task name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run, nothing loaded yet."""
+
+    config: RunConfig
+    root: Path
+    folder: RunFolder
+    inputs: Inputs
+    modules: dict[str, AdapterHeader]
+    identity: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def utility(self) -> Path:
+        """Folder of the utility adapter."""
+        return self.root / self.config.adapters.utility
+
+    @property
+    def safety(self) -> Path:
+        """Folder of the safety adapter."""
+        return self.root / self.config.adapters.safety
+
+
+def plan(config: RunConfig, *, root: Path) -> Plan:
+    """Check adapters against each other and the base, load the rows, and describe the run.
+
+    Raises:
+        SSTMergeError: For every mistake in the inputs that does not need the model's weights.
+    """
+    utility, safety = root / config.adapters.utility, root / config.adapters.safety
+    modules = check_pair(utility, safety, allow_different_base=config.adapters.allow_different_base)
+    shapes = module_shapes(config.base_model)
+    for name, header in modules.items():
+        if name not in shapes:
+            raise ModelError(f"adapters: module '{name}' is not a linear module of base_model {config.base_model}.")
+        if header.shape != shapes[name]:
+            raise ModelError(
+                f"adapters: module '{name}' has an update of shape {header.shape}, but the weight in base_model "
+                f"{config.base_model} is {shapes[name]}: the adapters were trained on a model of another size."
+            )
+    inputs = load_inputs(config, root)
+    _check_overlaps(inputs, utility, safety)
+    identity = {
+        "config": config.model_dump(mode="json", exclude={"output"}),
+        "inputs": {
+            "base_model": model_identity(config.base_model),
+            "utility": folder_sha256(utility),
+            "safety": folder_sha256(safety),
+            "data": {
+                "calibration.safety": rows_sha256(inputs.calibration_safety),
+                "calibration.utility": rows_sha256(inputs.calibration_utility),
+                **{f"evaluation.{task}": rows_sha256(rows) for task, rows in inputs.evaluation.items()},
+            },
+        },
+    }
+    named = read_config(utility).get("base_model_name_or_path") or ""
+    notes = []
+    if named and named != config.base_model:
+        notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
+    return Plan(config, root, RunFolder(config.output), inputs, modules, identity, tuple(notes))
+
+
+def describe(made: Plan) -> dict[str, Any]:
+    """``plan.json``: per module shapes, ranks and side; per run what will be measured and how large it gets."""
+    safety_headers = read_headers(made.safety)
+    modules = {}
+    for name, header in made.modules.items():
+        side = choose_side(header.shape)
+        rank = safety_headers[name].rank
+        modules[name] = {
+            "shape": list(header.shape),
+            "utility_rank": header.rank,
+            "safety_rank": rank,
+            "side": side,
+            "coordinates": rank * min(header.shape),
+        }
+    samples = len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility)
+    methods = [made.config.method, *made.config.comparisons]
+    return {
+        "schema": "sst-merge/plan/1",
+        "method": made.config.method.model_dump(mode="json"),
+        "comparisons": [method.model_dump(mode="json") for method in made.config.comparisons],
+        "statistics_required": sorted(frozenset().union(*(method.requires() for method in methods))),
+        "calibration_samples": {
+            "safety": len(made.inputs.calibration_safety),
+            "utility": len(made.inputs.calibration_utility),
+        },
+        "evaluation_samples": {task: len(rows) for task, rows in made.inputs.evaluation.items()},
+        "statistics_bytes": 4 * samples * sum(module["coordinates"] for module in modules.values()),
+        "adapter_parameters": _adapter_parameters(made, safety_headers),
+        "notes": list(made.notes),
+        "modules": modules,
+    }
+
+
+def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, Any]:
+    """Open the run folder and write ``plan.json``.
+
+    Raises:
+        RunFolderError: If the folder belongs to another run, or the disk is too small for what will be written.
+    """
+    description = describe(made)
+    needed = description["statistics_bytes"] + 4 * description["adapter_parameters"] + 50_000_000
+    if not made.folder.manifest_file.is_file() or replace:
+        require_free_space(made.config.output, needed, "the statistics and the adapter")
+    made.folder.open(made.identity, command=command, replace=replace)
+    made.folder.write_json(made.folder.plan_file, description)
+    return description
+
+
+def _adapter_parameters(made: Plan, safety_headers: dict[str, AdapterHeader]) -> int:
+    """Number of values in the written adapter."""
+    total = 0
+    for name, header in made.modules.items():
+        d_out, d_in = header.shape
+        full = min(d_out, d_in)
+        exact = header.rank + safety_headers[name].rank if made.config.method.is_low_rank else full
+        rank = exact if made.config.rank == "exact" else min(made.config.rank, exact)
+        total += rank * (d_out + d_in)
+    return total
+
+
+def load_inputs(config: RunConfig, root: Path) -> Inputs:
+    """All rows that the run file names.
+
+    Raises:
+        DataError: See :func:`sst_merge.data.load_rows`.
+    """
+    calibration = config.calibration
+    needs = any(method.requires() for method in (config.method, *config.comparisons))
+    safety = utility = []
+    if calibration is not None and needs:
+        safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
+        utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
+    return Inputs(safety, utility, load_evaluation_rows(config.evaluation, seed=config.seed, root=root))
+
+
+def load_evaluation_rows(evaluation: EvaluationConfig | None, *, seed: int, root: Path) -> dict[str, list[Row]]:
+    """Rows per task, at most ``limit`` of each.
+
+    Raises:
+        DataError: See :func:`sst_merge.data.load_rows`.
+    """
+    from sst_merge.tasks import TASKS
+
+    found = {}
+    for number, task in enumerate(evaluation.tasks if evaluation else []):
+        key = f"evaluation.tasks.{number}"
+        rows = _load(task.data, seed, root, key, needs_answer=TASKS[task.task].needs_answer)
+        rows.sort(key=lambda row: canonical_sha256([seed, row.id]))
+        found[task.task] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
+    return found
+
+
+def _load(sources: list[DataSource], seed: int, root: Path, key: str, *, needs_answer: bool) -> list[Row]:
+    """Rows of several sources; a prompt that two sources share is taken once."""
+    rows: dict[str, Row] = {}
+    for number, source in enumerate(sources):
+        place = key if len(sources) == 1 else f"{key}.{number}"
+        for row in load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place):
+            rows.setdefault(row.id, row)
+    return list(rows.values())
+
+
+def rows_sha256(rows: list[Row]) -> str:
+    """Hash of rows in their order, every field included."""
+    return canonical_sha256([[row.id, row.prompt, row.answer, row.cluster, row.weight] for row in rows])
+
+
+def _check_overlaps(inputs: Inputs, utility: Path, safety: Path) -> None:
+    """Training, calibration and evaluation rows must not share a prompt.
+
+    Raises:
+        DataError: Naming the uses that share prompts.
+    """
+    evaluation = {f"evaluation.{task}": (row.id for row in rows) for task, rows in inputs.evaluation.items()}
+    check_disjoint(
+        {
+            "calibration.safety": (row.id for row in inputs.calibration_safety),
+            "calibration.utility": (row.id for row in inputs.calibration_utility),
+            **evaluation,
+        }
+    )
+    used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
+    used["calibration"] = [content_id(row.prompt) for row in inputs.calibration_safety + inputs.calibration_utility]
+    for name, folder in (("utility adapter's training", utility), ("safety adapter's training", safety)):
+        learnt = training_rows(folder)
+        for use, ids in used.items():
+            check_disjoint({name: learnt & set(ids), use: ids})

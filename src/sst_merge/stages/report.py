@@ -1,0 +1,353 @@
+"""Report: from the records of a run to estimates, Safety Tax and pages. Loads no model; can be run again at will."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from sst_merge.config import TaskConfig
+from sst_merge.data import Row
+from sst_merge.errors import RunFolderError
+from sst_merge.estimates import Estimate, mean, paired_difference, proportion
+from sst_merge.rendering import SCHEMA, render_html, render_markdown
+from sst_merge.run_folder import RunFolder, canonical_sha256
+from sst_merge.safety_tax import Evidence, PairedScores, safety_tax
+from sst_merge.stages.evaluate import arm_names
+from sst_merge.stages.plan import Plan
+from sst_merge.tasks import TASKS, Measure, Task
+from sst_merge.tasks.judges import is_incoherent
+from sst_merge.wheels import replace_file
+
+LABELS = {"base": "Base model", "utility": "Utility adapter", "safety": "Safety adapter"}
+EXAMPLES = {"safety": 4, "over_refusal": 3, "utility": 3}
+
+
+@dataclass(frozen=True)
+class Records:
+    """All samples of a run: ``[arm][task][sample id]``, and the summary of each arm."""
+
+    samples: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    arms: dict[str, dict[str, Any]]
+
+    def values(self, arm: str, task: str, measure: str, rows: list[Row]) -> np.ndarray:
+        """Values in the order of the rows; NaN where a grader gave none."""
+        found = [self.samples[arm][task][row.id][measure] for row in rows]
+        return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+
+
+def report(made: Plan) -> dict[str, Any]:
+    """Write ``results.json``, ``safety_tax.json``, ``report.html`` and ``report.md``.
+
+    Returns:
+        The contents of ``results.json``.
+
+    Raises:
+        RunFolderError: If samples are missing or were evaluated on other prompts than the run file's.
+    """
+    results = assemble(made, read_records(made.folder, made))
+    folder = made.folder
+    folder.write_json(folder.results_file, results)
+    folder.write_json(folder.safety_tax_file, results["safety_tax"].get("merged"))
+    replace_file(folder.markdown_report, render_markdown(results))
+    replace_file(folder.html_report, render_html(results))
+    return results
+
+
+def read_records(folder: RunFolder, made: Plan) -> Records:
+    """Read every sample and check that all arms answered the same prompts.
+
+    Raises:
+        RunFolderError: Naming the arm and task that are incomplete or differ.
+    """
+    samples: dict[str, Any] = {}
+    arms: dict[str, Any] = {}
+    for arm in arm_names(made):
+        arms[arm] = folder.read_json(folder.arm_file(arm))
+        samples[arm] = {}
+        for task, rows in made.inputs.evaluation.items():
+            file = folder.scores_file(arm, task)
+            if not file.is_file():
+                raise RunFolderError(f"{file} is missing. Run: sst-merge evaluate FILE")
+            found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            by_id = {sample["id"]: sample for sample in found}
+            if set(by_id) != {row.id for row in rows} or len(found) != len(rows):
+                raise RunFolderError(f"{file} has {len(found)} samples, expected {len(rows)}, or other prompts. Use --replace.")
+            reference = samples.get("base", {}).get(task, by_id)
+            if any(by_id[i]["prompt_tokens_sha256"] != reference[i]["prompt_tokens_sha256"] for i in by_id):
+                raise RunFolderError(f"{file}: the prompts were tokenised differently than for the base. Use --replace.")
+            samples[arm][task] = by_id
+    return Records(samples, arms)
+
+
+def assemble(made: Plan, records: Records) -> dict[str, Any]:
+    """The contents of ``results.json``: every number of the report."""
+    manifest = made.folder.manifest()
+    diagnostics = made.folder.read_json(made.folder.diagnostics_file)
+    tasks = {config.task: TASKS[config.task]() for config in _task_configs(made)}
+    treatments = ["merged", *(method.name for method in made.config.comparisons)]
+    return {
+        "schema": SCHEMA,
+        "title": made.config.output.name,
+        "run": _run(made, manifest),
+        "arms": [_arm_entry(made, records, name) for name in arm_names(made)],
+        "tasks": [_task_entry(config, tasks[config.task], made) for config in _task_configs(made)],
+        "estimates": _estimates(made, records, tasks),
+        "differences": _differences(made, records, tasks, treatments),
+        "safety_tax": {
+            name: tax for name in treatments if (tax := _safety_tax(made, records, tasks, name, manifest)) is not None
+        },
+        "diagnostics": {
+            "modules_merged": diagnostics["modules_merged"],
+            "written_relative_error": diagnostics["written_relative_error"],
+            **diagnostics["total"],
+            "spectrum": diagnostics["spectrum"],
+            "modules": [
+                {key: module[key] for key in ("name", "patch_norm_kept", "safety_energy_kept", "utility_energy_kept")}
+                for module in diagnostics["modules"]
+            ],
+        },
+        "examples": _examples(made, records, tasks),
+    }
+
+
+def _task_configs(made: Plan) -> list[TaskConfig]:
+    return made.config.evaluation.tasks if made.config.evaluation else []
+
+
+def _run(made: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
+    first = made.folder.read_json(made.folder.arm_file("base"))
+    return {
+        "output": str(made.config.output),
+        "manifest_sha256": manifest["identity_sha256"],
+        "created": manifest["created"],
+        "command": manifest["command"],
+        "base_model": made.config.base_model,
+        "utility": str(made.config.adapters.utility),
+        "safety": str(made.config.adapters.safety),
+        "method": made.config.method.model_dump(mode="json", exclude_none=True),
+        "seed": made.config.seed,
+        "device": f"{first['device']}, {first['threads']} threads, {manifest['machine']['processor']}",
+        "dtype": first["dtype"],
+        "versions": manifest["versions"],
+        "timings_seconds": manifest["timings_seconds"],
+        "fallbacks": manifest["fallbacks"],
+    }
+
+
+def _label(made: Plan, arm: str) -> str:
+    if arm in LABELS:
+        return LABELS[arm]
+    methods = {method.name: method for method in made.config.comparisons} | {"merged": made.config.method}
+    return f"Merged ({methods[arm].title})" if arm == "merged" else methods[arm].title
+
+
+def _arm_entry(made: Plan, records: Records, arm: str) -> dict[str, Any]:
+    summary = records.arms[arm]
+    return {
+        "name": arm,
+        "label": _label(made, arm),
+        "weights_sha256": summary["weights_sha256"],
+        "update_norm": summary["update_norm"],
+    }
+
+
+def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
+    return {
+        "name": config.task,
+        "family": task.family,
+        "title": config.title or task.title,
+        "data": ", ".join(f"{source.data} ({source.split})" for source in config.data),
+        "n": len(made.inputs.evaluation[config.task]),
+        "judge": task.judge.name if task.judge else None,
+        "judge_validated": task.judge.is_validated if task.judge else None,
+        "measures": [
+            {
+                "name": measure.name,
+                "title": measure.title,
+                "unit": measure.unit,
+                "binary": measure.is_binary,
+                "higher_is_better": measure.higher_is_better,
+                "primary": measure is task.primary,
+            }
+            for measure in (task.primary, task.secondary)
+        ],
+    }
+
+
+def _clusters(rows: list[Row]) -> tuple[str | None, ...] | None:
+    return tuple(row.cluster for row in rows) if any(row.cluster is not None for row in rows) else None
+
+
+def _estimates(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dict[str, Any]]:
+    """Every measure of every arm with its interval."""
+    found = []
+    for arm in arm_names(made):
+        for name, task in tasks.items():
+            rows = made.inputs.evaluation[name]
+            for measure in (task.primary, task.secondary):
+                values = records.values(arm, name, measure.name, rows)
+                clusters = _clusters(rows)
+                estimate = mean(values, clusters=clusters) if clusters or not measure.is_binary else proportion(values)
+                found.append({"arm": arm, "task": name, "measure": measure.name, **_estimate_fields(estimate)})
+    return found
+
+
+def _estimate_fields(estimate: Estimate) -> dict[str, Any]:
+    return {key: getattr(estimate, key) for key in ("value", "low", "high", "n", "unscored", "method", "reason")}
+
+
+def _differences(made: Plan, records: Records, tasks: dict[str, Task], treatments: list[str]) -> list[dict[str, Any]]:
+    """Paired differences treatment - reference on every measure."""
+    contrasts = [("merged", "utility"), ("merged", "base"), ("merged", "safety")]
+    contrasts += [(name, "utility") for name in treatments[1:]] + [("merged", name) for name in treatments[1:]]
+    found = []
+    for treatment, reference in contrasts:
+        for name, task in tasks.items():
+            rows = made.inputs.evaluation[name]
+            for measure in (task.primary, task.secondary):
+                difference = paired_difference(
+                    records.values(reference, name, measure.name, rows),
+                    records.values(treatment, name, measure.name, rows),
+                    binary=measure.is_binary,
+                    clusters=_clusters(rows),
+                    rng=_rng(made),
+                ).to_dict()
+                contrast = {"treatment": treatment, "reference": reference, "task": name, "measure": measure.name}
+                found.append(contrast | difference)
+    return found
+
+
+def _rng(made: Plan) -> np.random.Generator:
+    return np.random.default_rng(made.config.seed)
+
+
+def _of_family(tasks: dict[str, Task], family: str) -> str | None:
+    return next((name for name, task in tasks.items() if task.family == family), None)
+
+
+def _paired(
+    made: Plan, records: Records, name: str, measure: Measure, *, reference: str, treatment: str
+) -> PairedScores:
+    rows = made.inputs.evaluation[name]
+    return PairedScores(
+        metric=f"{name}.{measure.name}",
+        unit=measure.unit,
+        binary=measure.is_binary,
+        higher_is_better=measure.higher_is_better,
+        ids=tuple(f"{name}:{row.id}" for row in rows),
+        reference=records.values(reference, name, measure.name, rows),
+        treatment=records.values(treatment, name, measure.name, rows),
+        clusters=_clusters(rows),
+    )
+
+
+def _safety_tax(
+    made: Plan, records: Records, tasks: dict[str, Task], treatment: str, manifest: dict[str, Any]
+) -> dict[str, Any] | None:
+    """``safety_tax.json`` of one treatment against the utility adapter; ``None`` without a safety and a utility task."""
+    safety, utility = _of_family(tasks, "safety"), _of_family(tasks, "utility")
+    over = _of_family(tasks, "over_refusal")
+    if safety is None or utility is None:
+        return None
+    arms = {"reference": "utility", "treatment": treatment}
+    return safety_tax(
+        _paired(made, records, safety, tasks[safety].primary, **arms),
+        _paired(made, records, utility, tasks[utility].primary, **arms),
+        _paired(made, records, over, tasks[over].primary, **arms) if over else None,
+        _paired(made, records, utility, tasks[utility].primary, reference="base", treatment="utility"),
+        _evidence(made, records, tasks, treatment, manifest),
+        rng=_rng(made),
+    )
+
+
+def _evidence(
+    made: Plan, records: Records, tasks: dict[str, Task], treatment: str, manifest: dict[str, Any]
+) -> Evidence:
+    rows = made.inputs.evaluation
+    safety, utility, over = (_of_family(tasks, family) for family in ("safety", "utility", "over_refusal"))
+    assert safety is not None
+    assert utility is not None
+    expected = {"gain": len(rows[safety]), "loss": len(rows[utility]), "signal": len(rows[utility])}
+    if over is not None:
+        expected["over_refusal"] = len(rows[over])
+    method = made.config.method if treatment == "merged" else _comparison(made, treatment)
+    judge = tasks[safety].judge
+    adapter_sha256 = made.folder.read_json(made.folder.diagnostics_file)["adapter_sha256"]
+    return Evidence(
+        samples_expected=expected,
+        weight_hashes={name: records.arms[name]["weights_sha256"] for name in arm_names(made)},
+        relative_weight_distance=records.arms[treatment]["relative_distance_to_utility"],
+        artefact_hash_matches=records.arms["merged"]["artefact_sha256"] == adapter_sha256,
+        unused_adapter_keys=(),  # reading refuses every tensor that it does not use, applying every module it lacks
+        zero_norm_modules=tuple(records.arms[treatment]["unchanged_modules"]),
+        probe=_probe(made, records, safety, treatment),
+        fallbacks=tuple(manifest["fallbacks"]),
+        incoherent_shares={arm: _incoherent_share(records, arm, safety) for arm in ("utility", treatment)},
+        looks=_count_looks(made, records),
+        stochastic=method.is_random,
+        judge=judge.name if judge else "",
+        judge_validated=judge.is_validated if judge else False,
+        reference="utility",
+        treatment=treatment,
+        manifest=manifest["identity_sha256"],
+    )
+
+
+def _comparison(made: Plan, name: str) -> Any:
+    return next(method for method in made.config.comparisons if method.name == name)
+
+
+def _incoherent_share(records: Records, arm: str, task: str) -> float:
+    """Share of answers that are empty or repeat themselves."""
+    answers = [sample["answer"] for sample in records.samples[arm][task].values()]
+    return sum(is_incoherent(answer) for answer in answers) / len(answers)
+
+
+def _probe(made: Plan, records: Records, task: str, treatment: str) -> dict[str, Any]:
+    """How far the outputs of treatment and reference differ, beside the noise of computing one of them twice."""
+    found = {}
+    for arm in ("utility", treatment):
+        with safe_open(made.folder.probe_file(arm), framework="pt") as file:
+            found[arm] = file.get_tensor("log_probabilities")
+    difference = found[treatment] - found["utility"]
+    ours, theirs = records.samples[treatment][task], records.samples["utility"][task]
+    probes = [records.arms[arm]["probe"] for arm in ("utility", treatment)]
+    return {
+        "n_probes": len(difference),
+        "max_abs_logit_difference": float(difference.abs().max()),
+        "mean_kl": float((found[treatment].exp() * difference).sum(dim=1).mean()),
+        "noise_floor": max(probe["noise_floor"] for probe in probes),
+        "noise_floor_kl": max(probe["noise_floor_kl"] for probe in probes),
+        "share_identical_answers": sum(ours[i]["answer"] == theirs[i]["answer"] for i in ours) / len(ours),
+    }
+
+
+def _count_looks(made: Plan, records: Records) -> int:
+    """Append this look at these samples with these weights to ``looks.jsonl``; count the different looks."""
+    items = canonical_sha256({task: [row.id for row in rows] for task, rows in made.inputs.evaluation.items()})
+    look = {"items": items, "weights": canonical_sha256({arm: s["weights_sha256"] for arm, s in records.arms.items()})}
+    file = made.folder.looks_file
+    looks = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    if look not in looks:
+        looks.append(look)
+        replace_file(file, "".join(json.dumps(entry) + "\n" for entry in looks))
+    return sum(entry["items"] == items for entry in looks)
+
+
+def _examples(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dict[str, Any]]:
+    """The first samples of each task (their order is a hash of the seed: nobody chose them), all arms beside each other."""
+    found = []
+    for name, task in tasks.items():
+        for row in made.inputs.evaluation[name][: EXAMPLES[task.family]]:
+            answers = {}
+            for arm in arm_names(made):
+                sample = records.samples[arm][name][row.id]
+                answers[arm] = {
+                    "text": sample["answer"],
+                    "score": sample[task.primary.name],
+                    "reason": sample["reason"],
+                }
+            found.append({"task": name, "id": row.id, "prompt": row.prompt, "answers": answers})
+    return found

@@ -1,0 +1,74 @@
+"""Run: plan, calibrate, merge, evaluate, report; whatever is done already is kept."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sst_merge.config import RunConfig
+from sst_merge.models import Base, load_base
+from sst_merge.progress import Reporter
+from sst_merge.stages.calibrate import LazyBase, calibrate
+from sst_merge.stages.evaluate import evaluate
+from sst_merge.stages.merge import merge
+from sst_merge.stages.plan import Plan, plan, write_plan
+from sst_merge.stages.report import report
+
+STAGES = ("plan", "calibrate", "merge", "evaluate", "report")
+
+
+def run(
+    config: RunConfig,
+    *,
+    root: Path,
+    reporter: Reporter,
+    command: str,
+    until: str = "report",
+    replace: bool = False,
+    load: Callable[[], Base] | None = None,
+) -> dict[str, Any]:
+    """Carry out the stages up to ``until``.
+
+    Args:
+        config: The run file.
+        root: Folder that relative input paths start from.
+        reporter: Shows progress.
+        command: What the user typed, for the manifest.
+        until: Last stage, one of :data:`STAGES`.
+        replace: Throw an existing run in the same folder away.
+        load: Loads the base model; by default as the configuration says.
+
+    Returns:
+        ``plan.json``, ``diagnostics.json`` or ``results.json``, whichever the last stage wrote; after calibration,
+        where the statistics are.
+    """
+    made = plan(config, root=root)
+    description = write_plan(made, command=command, replace=replace)
+    for note in made.notes:
+        reporter.say(f"note: {note}")
+    if until == "plan":
+        return description
+    base = _lazy(made, reporter, load)
+    gradients = calibrate(made, base, reporter)
+    if until == "calibrate":
+        return {"statistics": None if gradients is None else str(gradients.folder)}
+    diagnostics = merge(made, gradients, reporter)
+    if until == "merge" or config.evaluation is None:
+        return diagnostics
+    evaluate(made, base, gradients, reporter)
+    if until == "evaluate":
+        return {"scores": str(made.folder.scores)}
+    return report(made)
+
+
+def _lazy(made: Plan, reporter: Reporter, load: Callable[[], Base] | None) -> LazyBase:
+    """The base model, loaded at most once and only if a stage needs it."""
+
+    @cache
+    def loaded() -> Base:
+        reporter.say(f"Loading {made.config.base_model} ...")
+        if load is not None:
+            return load()
+        return load_base(made.config.base_model, device=made.config.device, dtype=made.config.dtype)
+
+    return LazyBase(loaded)

@@ -1,0 +1,119 @@
+"""Per-sample gradients against the obvious way: one sample at a time, autograd through an explicit LoRA probe."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sst_merge.models import Base, Encoded, applied, collate
+from sst_merge.statistics import SampleGradients
+from sst_merge.statistics.sample_gradients import PatchBasis, batch_gradients, patch_bases
+from tiny import FAMILIES, Family, encoded_conversations, random_adapter, tiny_base
+
+# Two ways of summing the same float64 terms; gradients are of order 1 to 100.
+ROUNDING = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def gradients_one_by_one(base: Base, bases: dict[str, PatchBasis], sample: Encoded) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of one unpadded sample's log-likelihood with respect to a LoRA probe that is zero."""
+    probes: dict[str, Tensor] = {}
+
+    def attach(name: str, basis: PatchBasis) -> Callable[..., Tensor]:
+        q = basis.q.to(base.dtype)
+        d_out, d_in = base.modules[name].weight.shape
+        shape = (d_out, len(q)) if basis.side == "output" else (len(q), d_in)
+        probes[name] = torch.zeros(shape, dtype=base.dtype, requires_grad=True)
+
+        def with_probe(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            update = probes[name] @ q if basis.side == "output" else q.T @ probes[name]
+            return output + inputs[0] @ update.T
+
+        return with_probe
+
+    handles = [base.modules[name].register_forward_hook(attach(name, basis)) for name, basis in bases.items()]
+    try:
+        logits = base.model(input_ids=torch.tensor([sample.ids])).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    log_likelihood = torch.zeros((), dtype=base.dtype)
+    for position in range(sample.answer_start, len(sample.ids)):
+        log_likelihood = log_likelihood + logits[position - 1].log_softmax(dim=0)[sample.ids[position]]
+    gradients = torch.autograd.grad(log_likelihood, [probes[name] for name in bases])
+    return dict(zip(bases, gradients, strict=True)), log_likelihood.detach()
+
+
+def batched(
+    base: Base, bases: dict[str, PatchBasis], samples: Sequence[Encoded], order: Sequence[int], batch_size: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The production code over batches in a given order; rows come back in the order of the samples."""
+    gradients: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(samples) for name in bases}
+    likelihoods = torch.empty(len(samples), dtype=base.dtype)
+    for start in range(0, len(order), batch_size):
+        positions = list(order[start : start + batch_size])
+        found, values = batch_gradients(base, bases, collate(base, [samples[position] for position in positions]))
+        likelihoods[positions] = values
+        for name, rows in found.items():
+            for position, row in zip(positions, rows, strict=True):
+                gradients[name][position] = row
+    return {name: torch.stack(rows) for name, rows in gradients.items()}, likelihoods
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_gradients_equal_a_loop_with_a_lora_probe(family: Family) -> None:
+    base = tiny_base(family, seed=3, dtype=torch.float64)
+    bases = patch_bases(random_adapter(base, rank=3, seed=1))
+    assert {basis.side for basis in bases.values()} == {"output", "input"}
+    samples = encoded_conversations(base)
+    with applied(base, random_adapter(base, rank=2, seed=2), "utility"):  # the point of linearisation
+        loop = [gradients_one_by_one(base, bases, sample) for sample in samples]
+        gradients, likelihoods = batched(base, bases, samples, range(len(samples)), batch_size=len(samples))
+    assert set(gradients) == set(base.modules)
+    for index, (expected, log_likelihood) in enumerate(loop):
+        torch.testing.assert_close(likelihoods[index], log_likelihood, **ROUNDING)
+        for name in bases:
+            torch.testing.assert_close(gradients[name][index].view_as(expected[name]), expected[name], **ROUNDING)
+
+
+@pytest.mark.parametrize(("batch_size", "reverse"), [(1, False), (3, False), (3, True), (8, True)])
+def test_batch_size_padding_and_order_do_not_matter(llama64: Base, batch_size: int, reverse: bool) -> None:
+    bases = patch_bases(random_adapter(llama64, rank=3, seed=1))
+    samples = encoded_conversations(llama64)
+    order = list(range(len(samples)))
+    expected, expected_likelihoods = batched(llama64, bases, samples, order, batch_size=2)
+    found, likelihoods = batched(llama64, bases, samples, order[::-1] if reverse else order, batch_size)
+    torch.testing.assert_close(likelihoods, expected_likelihoods, **ROUNDING)
+    torch.testing.assert_close(found, expected, **ROUNDING)
+
+
+def test_fisher_of_measured_rows_is_the_weighted_mean_of_outer_products(llama64: Base, tmp_path: Path) -> None:
+    bases = patch_bases(random_adapter(llama64, rank=2, seed=1))
+    samples = encoded_conversations(llama64)
+    weights = [1.0, 2.0, 0.5, 1.0, 1.0, 3.0, 1.0, 0.25]
+    measured = SampleGradients.measure(
+        llama64, bases, samples, tmp_path / "statistics", safety_samples=3, weights=weights, batch_size=3
+    )
+    name = "model.layers.1.self_attn.k_proj"
+    one_by_one = [gradients_one_by_one(llama64, {name: bases[name]}, sample)[0][name].flatten() for sample in samples]
+    rows = measured.rows(name).double()
+    for is_safety, positions in ((True, range(3)), (False, range(3, 8))):
+        total = sum(weights[position] for position in positions)
+        fisher = sum(
+            weights[position] / total * torch.outer(one_by_one[position], one_by_one[position])
+            for position in positions
+        )
+        part = rows[measured.is_safety() == is_safety]
+        # the file holds float32
+        torch.testing.assert_close(part.T @ part, fisher, rtol=1e-5, atol=1e-6 * float(fisher.abs().max()))
+
+
+def test_squaring_the_batch_mean_gradient_is_another_quantity(llama64: Base) -> None:
+    """The mistake that method.md warns of would not pass the tests above."""
+    bases = patch_bases(random_adapter(llama64, rank=2, seed=1))
+    samples = encoded_conversations(llama64)
+    gradients, _ = batch_gradients(llama64, bases, collate(llama64, samples))
+    rows = gradients["model.layers.0.mlp.up_proj"]
+    per_sample, of_mean = rows.square().mean(dim=0).sum(), rows.mean(dim=0).square().sum()
+    assert float(per_sample) > 1.5 * float(of_mean)

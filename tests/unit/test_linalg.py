@@ -1,0 +1,193 @@
+"""Coordinates of a patch, and the claims that the eigenproblem in sample space makes. Dense twins: tests/reference."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sst_merge.adapter import Update, concatenate
+from sst_merge.errors import NumericalError
+from sst_merge.linalg import (
+    SampleSpace,
+    eigendirections,
+    patch_basis,
+    patch_coordinates,
+    patch_from_coordinates,
+    steer_softly,
+    truncated,
+)
+from tiny import in_another_gauge, random_update
+
+both_sides = pytest.mark.parametrize("side", ["output", "input"])
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # factors and bases are float32, entries of order 0.1 to 1
+FLOAT64 = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def random_problem(seed: int = 0, *, safety: int = 5, utility: int = 6, coordinates: int = 20) -> SampleSpace:
+    rng = torch.Generator().manual_seed(seed)
+    rows = torch.randn(safety + utility, coordinates, generator=rng, dtype=torch.float64)
+    patch = torch.randn(coordinates, generator=rng, dtype=torch.float64)
+    is_safety = torch.arange(safety + utility) < safety
+    return SampleSpace(rows @ rows.T, rows @ patch, is_safety, coordinates, float(patch @ patch))
+
+
+@both_sides
+def test_a_basis_is_orthonormal_and_spans_the_patch(side: str) -> None:
+    update = random_update((9, 7), 3, seed=1)
+    basis = patch_basis(update, side)
+    assert basis.shape == (3, 7 if side == "output" else 9)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(3), **FLOAT32)
+    back = patch_from_coordinates(patch_coordinates(update, basis, side), basis, side)
+    torch.testing.assert_close(back.dense(), update.dense(), **FLOAT32)
+
+
+@both_sides
+def test_a_basis_does_not_depend_on_the_gauge_up_to_signs(side: str) -> None:
+    update = random_update((9, 7), 3, seed=1)
+    other = in_another_gauge({"": update})[""]
+    overlaps = patch_basis(update, side) @ patch_basis(other, side).T
+    torch.testing.assert_close(overlaps.abs(), torch.eye(3), rtol=0, atol=1e-4)  # float32 factors / singular gaps
+
+
+@both_sides
+def test_a_basis_has_as_many_rows_as_the_patch_has_rank(side: str) -> None:
+    update = random_update((9, 7), 2, seed=1)
+    assert len(patch_basis(concatenate([update, update.scaled(-0.5)]), side)) == 2
+    assert len(patch_basis(update.scaled(0.0), side)) == 0
+    assert len(patch_basis(random_update((4, 3), 8, seed=1), side)) == 3
+    assert len(patch_basis(random_update((3, 4), 8, seed=1), side)) == 3
+
+
+def test_gram_matrices_of_disjoint_coordinates_add_up_to_that_of_all() -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(9, 14, generator=rng, dtype=torch.float64)
+    patch = torch.randn(14, generator=rng, dtype=torch.float64)
+    is_safety = torch.arange(9) < 4
+
+    def part(columns: slice) -> SampleSpace:
+        j, c = rows[:, columns], patch[columns]
+        return SampleSpace(j @ j.T, j @ c, is_safety, c.numel(), float(c @ c))
+
+    total, whole = part(slice(0, 5)) + part(slice(5, 14)), part(slice(0, 14))
+    for field in dataclasses.fields(SampleSpace):
+        torch.testing.assert_close(getattr(total, field.name), getattr(whole, field.name), **FLOAT64)
+
+
+def test_dampings_are_fractions_of_the_mean_eigenvalues() -> None:
+    problem = random_problem()
+    gamma, eps = problem.damping(safety=0.2, utility=0.4)
+    diagonal = problem.gram.diagonal()
+    assert gamma == pytest.approx(0.2 * float(diagonal[:5].sum()) / 20)
+    assert eps == pytest.approx(0.4 * float(diagonal[5:].sum()) / 20)
+
+
+@pytest.mark.parametrize("coordinates", [4, 30])
+def test_equal_fishers_and_dampings_make_every_direction_tie(coordinates: int) -> None:
+    rows = torch.randn(6, coordinates, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    j = torch.cat([rows, rows.flip(0)])  # the same samples in another order
+    problem = SampleSpace(j @ j.T, j.sum(dim=1), torch.arange(12) < 6, coordinates, float(coordinates))
+    found = eigendirections(problem, damping_safety=0.3, damping_utility=0.3)
+    torch.testing.assert_close(found.values, torch.ones_like(found.values), **FLOAT64)
+    assert found.neutral_value == pytest.approx(1.0)
+    undamped = eigendirections(problem, damping_safety=0.0, damping_utility=1e-6)
+    torch.testing.assert_close(undamped.values, torch.ones_like(undamped.values), rtol=0, atol=1e-4)  # eps / eigenvalue
+
+
+def test_strong_utility_damping_gives_the_plain_eigenproblem_of_the_safety_fisher() -> None:
+    problem = random_problem(coordinates=5, safety=9, utility=9)
+    found = eigendirections(problem, damping_safety=0.0, damping_utility=1e9)
+    _, eps = problem.damping(safety=0.0, utility=1e9)
+    plain = torch.linalg.eigvalsh(problem.gram[:9, :9])[-5:].flip(0)  # non-zero eigenvalues of J_s J_s^T
+    torch.testing.assert_close(found.values * eps, plain, rtol=1e-6, atol=0)  # up to |F_u| / eps
+
+
+def test_keeping_everything_gives_the_patch() -> None:
+    problem = random_problem()
+    found = eigendirections(problem, damping_safety=0.1, damping_utility=0.1)
+    everything = found.combine(problem, torch.ones_like(found.values), 1.0)
+    # J^T weights is zero: its norm is weights^T K weights
+    assert everything.neutral == 1.0
+    assert float(everything.weights @ problem.gram @ everything.weights) < 1e-18 * problem.patch_squared_norm
+
+
+def test_keeping_nothing_gives_nothing() -> None:
+    problem = random_problem()
+    found = eigendirections(problem, damping_safety=0.1, damping_utility=0.1)
+    nothing = found.combine(problem, torch.zeros_like(found.values), 0.0).energies(problem)
+    assert nothing["squared_norm_kept"] == nothing["safety_energy_kept"] == nothing["utility_energy_kept"] == 0.0
+
+
+def test_price_zero_keeps_the_patch() -> None:
+    combination = steer_softly(random_problem(), price=0.0, damping_safety=0.0)
+    assert combination.neutral == 1.0
+    assert not combination.weights.any()
+
+
+def test_a_huge_price_leaves_no_utility_energy() -> None:
+    problem = random_problem()
+    energies = steer_softly(problem, price=1e6, damping_safety=0.1).energies(problem)
+    assert energies["utility_energy_kept"] < 1e-6 * energies["utility_energy"]
+
+
+@pytest.mark.parametrize("damping_safety", [0.0, 0.1])
+def test_the_scale_of_the_gradients_does_not_matter(damping_safety: float) -> None:
+    """Damping is relative: likelihood in bits instead of nats gives the same patch and the same eigenvalues."""
+    problem = random_problem()
+    scaled = dataclasses.replace(problem, gram=problem.gram * 4.0, response=problem.response * 2.0)
+    first, second = (
+        eigendirections(each, damping_safety=damping_safety, damping_utility=0.1) for each in (problem, scaled)
+    )
+    torch.testing.assert_close(first.values, second.values, **FLOAT64)
+    soft, soft_scaled = (steer_softly(each, price=3.0, damping_safety=damping_safety) for each in (problem, scaled))
+    torch.testing.assert_close(soft.weights, 2.0 * soft_scaled.weights, **FLOAT64)
+
+
+def test_utility_samples_without_gradient_are_refused_by_name() -> None:
+    problem = random_problem()
+    alive = problem.is_safety.double()
+    silent = dataclasses.replace(problem, gram=problem.gram * alive * alive[:, None], response=problem.response * alive)
+    with pytest.raises(NumericalError, match="utility Fisher has trace 0"):
+        eigendirections(silent, damping_safety=0.1, damping_utility=0.1)
+
+
+def test_gradients_that_are_not_finite_are_refused() -> None:
+    problem = random_problem()
+    broken = dataclasses.replace(problem, response=problem.response * float("nan"))
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        steer_softly(broken, price=1.0, damping_safety=0.1)
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        eigendirections(broken, damping_safety=0.1, damping_utility=0.1)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_truncation_reaches_the_eckart_young_bound(rank: int) -> None:
+    update = random_update((12, 9), 6, seed=1)
+    values = torch.linalg.svdvals(update.dense().double())
+    short = truncated(update, rank)
+    assert short.rank == rank
+    lost = float((update.dense() - short.dense()).double().square().sum())
+    assert lost == pytest.approx(float(values[rank:].square().sum()), rel=1e-4)  # float32 factors
+
+
+def test_truncation_to_the_own_rank_or_more_changes_nothing() -> None:
+    update = random_update((12, 9), 3, seed=1)
+    assert truncated(update, 3) is update
+    assert truncated(update, 30) is update
+
+
+def test_nothing_changes_its_inputs() -> None:
+    problem, update = random_problem(), random_update((9, 7), 3, seed=1)
+    before = (problem.gram.clone(), problem.response.clone(), update.b.clone(), update.a.clone())
+    found = eigendirections(problem, damping_safety=0.1, damping_utility=0.1)
+    found.combine(problem, torch.ones_like(found.values), 0.0).energies(problem)
+    steer_softly(problem, price=2.0, damping_safety=0.0).energies(problem)
+    basis = patch_basis(update, "output")
+    patch_from_coordinates(patch_coordinates(update, basis, "output"), basis, "output")
+    truncated(update, 1)
+    for now, then in zip((problem.gram, problem.response, update.b, update.a), before, strict=True):
+        assert now.equal(then)
+
+
+def test_an_update_of_wrong_shape_is_refused_by_the_annotation() -> None:
+    with pytest.raises(Exception, match="rank"):
+        Update(torch.ones(3, 2), torch.ones(4, 5))

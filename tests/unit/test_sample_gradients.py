@@ -1,0 +1,153 @@
+"""Calibration statistics on disk: coordinates, restarts, weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sst_merge.errors import NumericalError
+from sst_merge.linalg import patch_coordinates
+from sst_merge.models import Base, applied, collate
+from sst_merge.statistics import SampleGradients
+from sst_merge.statistics.sample_gradients import batch_gradients, capture_gradients, choose_side, patch_bases
+from tiny import encoded_conversations, in_another_gauge, random_adapter, random_update, zero_adapter
+
+
+def measure(base: Base, folder: Path, batch_size: int = 4, **changed: object) -> SampleGradients:
+    samples = encoded_conversations(base)
+    arguments = {"safety_samples": 3, "weights": [1.0] * len(samples), **changed}
+    return SampleGradients.measure(
+        base, patch_bases(random_adapter(base, 2, seed=1)), samples, folder, batch_size=batch_size, **arguments
+    )
+
+
+def test_the_side_with_fewer_coordinates_is_chosen() -> None:
+    assert choose_side((16, 32)) == "output"
+    assert choose_side((48, 32)) == "input"
+    assert choose_side((32, 32)) == "output"
+
+
+def test_rows_come_in_the_order_of_the_samples_whatever_the_batches(llama64: Base, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    one = measure(llama64, tmp_path / "one", batch_size=1)
+    three = measure(llama64, tmp_path / "three", batch_size=3)
+    assert one.batches != three.batches
+    # computed in float64, kept in float32: the last bit may fall either way
+    torch.testing.assert_close(one.rows(name), three.rows(name), rtol=1e-6, atol=1e-9)
+
+
+def test_no_module_is_skipped(llama: Base, tmp_path: Path) -> None:
+    measured = measure(llama, tmp_path / "statistics")
+    assert set(measured.sides) == set(llama.modules)
+    for name, module in llama.modules.items():
+        assert measured.rows(name).shape == (8, 2 * min(module.weight.shape))
+        assert bool(measured.rows(name).any())
+
+
+def test_a_killed_calibration_goes_on_where_it_stopped(llama: Base, tmp_path: Path) -> None:
+    whole = measure(llama, tmp_path / "whole")
+    done: list[int] = []
+
+    def stop_after_the_first(samples: int) -> None:
+        done.append(samples)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(llama, tmp_path / "killed", on_batch=stop_after_the_first)
+    assert done == [4]
+    assert not SampleGradients.is_complete(tmp_path / "killed")
+    first = tmp_path / "killed" / "batch-0000.safetensors"
+    written = first.stat().st_mtime_ns
+    resumed = measure(llama, tmp_path / "killed")
+    assert first.stat().st_mtime_ns == written
+    assert SampleGradients.is_complete(tmp_path / "killed")
+    for name in llama.modules:
+        assert resumed.rows(name).equal(whole.rows(name))
+
+
+def test_the_same_measurement_twice_has_equal_bytes(llama: Base, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        measure(llama, tmp_path / name)
+    for file in sorted((tmp_path / "first").iterdir()):
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+    assert SampleGradients.load(tmp_path / "first").batches == SampleGradients.load(tmp_path / "second").batches
+
+
+def test_files_hold_float32_whatever_the_model(llama64: Base, tmp_path: Path) -> None:
+    measure(llama64, tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "batch-0000.safetensors").values()} == {torch.float32}
+
+
+def test_weights_count_relative_to_their_own_data_set(llama: Base, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    plain = measure(llama, tmp_path / "plain").rows(name)
+    weights = [2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 6.0]
+    weighted = measure(llama, tmp_path / "weighted", weights=weights).rows(name)
+    torch.testing.assert_close(weighted[:3], plain[:3])  # all safety samples weigh the same
+    torch.testing.assert_close(weighted[3], plain[3] * (5 / 10) ** 0.5)  # 1 of 10 instead of 1 of 5
+    torch.testing.assert_close(weighted[7], plain[7] * (5 * 6 / 10) ** 0.5)
+
+
+def test_the_response_to_the_patch_does_not_depend_on_its_gauge(llama64: Base, tmp_path: Path) -> None:
+    safety = random_adapter(llama64, 3, seed=1)
+    samples = collate(llama64, encoded_conversations(llama64))
+    responses = []
+    for updates in (safety, in_another_gauge(safety)):
+        bases = patch_bases(updates)
+        gradients, _ = batch_gradients(llama64, bases, samples)
+        responses.append(
+            {
+                name: gradients[name] @ patch_coordinates(updates[name], basis.q, basis.side).double().flatten()
+                for name, basis in bases.items()
+            }
+        )
+    torch.testing.assert_close(responses[0], responses[1], rtol=1e-4, atol=1e-4)  # float32 factors
+
+
+def test_the_response_predicts_the_change_of_likelihood_to_first_order(llama64: Base) -> None:
+    """Independent of every convention: a small step along the patch against the difference of two likelihoods."""
+    safety = random_adapter(llama64, 3, seed=1)
+    batch = collate(llama64, encoded_conversations(llama64))
+    bases = patch_bases(safety)
+    gradients, before = batch_gradients(llama64, bases, batch)
+    predicted = sum(
+        gradients[name] @ patch_coordinates(safety[name], basis.q, basis.side).double().flatten()
+        for name, basis in bases.items()
+    )
+    step = 1e-4
+    with applied(llama64, {name: update.scaled(step) for name, update in safety.items()}, "step"):
+        _, after = batch_gradients(llama64, bases, batch)
+    torch.testing.assert_close(
+        (after - before) / step, predicted, rtol=0.02, atol=0.02
+    )  # second order: step * curvature
+
+
+def test_an_adapter_of_zeros_has_no_coordinates_and_no_rows(llama: Base, tmp_path: Path) -> None:
+    samples = encoded_conversations(llama)[:2]
+    bases = patch_bases(zero_adapter(llama))
+    measured = SampleGradients.measure(
+        llama, bases, samples, tmp_path, safety_samples=1, weights=[1.0, 1.0], batch_size=2
+    )
+    assert all(len(measured.basis(name).q) == 0 for name in llama.modules)
+
+
+def test_capturing_leaves_no_hook_and_no_gradient_behind(llama: Base) -> None:
+    bases = patch_bases({"model.layers.0.mlp.up_proj": random_update((48, 32), 2, seed=0)})
+    with pytest.raises(RuntimeError, match="on purpose"), capture_gradients(llama, bases):
+        raise RuntimeError("on purpose")
+    assert not any(module._forward_hooks for module in llama.model.modules())
+    batch_gradients(llama, bases, collate(llama, encoded_conversations(llama)[:2]))
+    assert not any(module._forward_hooks for module in llama.model.modules())
+    assert all(parameter.grad is None for parameter in llama.model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_names_its_module(llama: Base) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    bases = patch_bases({name: random_update((32, 48), 2, seed=0)})
+    weight = llama.modules[name].weight
+    with torch.no_grad(), applied(llama, {name: random_update((32, 48), 1, seed=0)}, "broken"):
+        weight.fill_(float("nan"))  # `applied` puts the old weights back
+        with pytest.raises(NumericalError, match=name):
+            batch_gradients(llama, bases, collate(llama, encoded_conversations(llama)[:2]))
+    assert bool(torch.isfinite(weight).all())
