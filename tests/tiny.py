@@ -239,7 +239,7 @@ def gradients_from_rows(
     They go through the files that a calibration writes: two batches, the second holding the first samples.
     """
     bases = patch_bases(safety)
-    samples = len(next(iter(rows.values())))
+    samples = len(weights) if weights else len(next(iter(rows.values())))
     half = samples // 2
     batches = (tuple(range(half, samples)), tuple(range(half)))
     folder.mkdir(parents=True, exist_ok=True)
@@ -265,4 +265,4 @@ def random_gradients(folder: Path, safety: Updates, *, samples: int = 12, seed: 
         size = basis.q.shape[0] * (update.shape[0] if basis.side == "output" else update.shape[1])
         if size:
             rows[name] = torch.randn(samples, size, generator=rng) * (1 + number % 3)
-    return gradients_from_rows(folder, safety, rows, safety_samples=samples // 2)
+    return gradients_from_rows(folder, safety, rows, safety_samples=samples // 2, weights=[1.0] * samples)

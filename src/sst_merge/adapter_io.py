@@ -62,7 +62,6 @@ KNOWN_FIELDS = REFUSED.keys() | {
     "lora_alpha",
     "lora_dropout",
     "lora_ga_config",
-    "megatron_config",
     "megatron_core",
     "peft_type",
     "peft_version",

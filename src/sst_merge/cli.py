@@ -23,7 +23,8 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(help="Run file (YAML).", show_default=False)]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file, e.g. method.strength=0.8.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file, e.g. method.strength=0.8."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Throw an existing run in the output folder away.")]
@@ -41,11 +42,15 @@ def demo(
 
     root = _repository()
     config = _load(root / "configs" / "demo.yaml", [f"output={json.dumps(str(output))}"])
-    _print_report(run_stages(config, root=root, reporter=_reporter(), command=_command(), replace=replace), config, as_json)
+    _print_report(
+        run_stages(config, root=root, reporter=_reporter(), command=_command(), replace=replace), config, as_json
+    )
 
 
 @app.command()
-def run(file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False) -> None:
+def run(
+    file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False
+) -> None:
     """Plan, calibrate, merge, evaluate and report; resumes an interrupted run."""
     results, config = _stage("report", file, overrides, output, replace=replace)
     _print_report(results, config, as_json)
@@ -65,7 +70,9 @@ def check(file: File, overrides: Set = None) -> None:
 
 
 @app.command()
-def plan(file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False) -> None:
+def plan(
+    file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False
+) -> None:
     """What a run will measure and how large it gets; writes plan.json."""
     description, config = _stage("plan", file, overrides, output, replace=replace)
     typer.echo(json.dumps(description, indent=1) if as_json else f"{config.output}: {_summary(description)}")
@@ -80,13 +87,16 @@ def calibrate(file: File, overrides: Set = None, output: Output = None, replace:
 
 @app.command()
 def merge(
-    file: Annotated[Path | None, typer.Argument(help="Run file; or give --base, --utility, --safety.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="Run file; or give --base, --utility, --safety.", show_default=False)
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base model: a known name, a folder or a hub id.")] = None,
     utility: Annotated[Path | None, typer.Option(help="PEFT folder of the utility adapter.")] = None,
     safety: Annotated[Path | None, typer.Option(help="PEFT folder of the safety adapter.")] = None,
     method: Annotated[str, typer.Option(help="Merge method; see sst-merge methods.")] = "sst",
     calibration_utility: Annotated[
-        str | None, typer.Option(help="Data for the utility Fisher: prompts with answers (methods that read statistics).")
+        str | None,
+        typer.Option(help="Data for the utility Fisher: prompts with answers (methods that read statistics)."),
     ] = None,
     calibration_safety: Annotated[
         str | None, typer.Option(help="Data for the safety Fisher: harmful prompts with refusals.")
@@ -107,12 +117,18 @@ def merge(
         typer.echo(json.dumps(diagnostics, indent=1))
         return
     total = diagnostics["total"]
-    kept = ", ".join(f"{name.removesuffix('_kept').replace('_', ' ')} {value:.0%}" for name, value in total.items() if value is not None)
+    kept = ", ".join(
+        f"{name.removesuffix('_kept').replace('_', ' ')} {value:.0%}"
+        for name, value in total.items()
+        if value is not None
+    )
     typer.echo(f"{diagnostics['modules_merged']} modules merged -> {config.output / 'adapter'}")
     if kept:
         typer.echo(f"kept of the safety update: {kept}")
     if diagnostics["written_relative_error"] > 1e-6:
-        typer.echo(f"written adapter differs from the exact merge by {diagnostics['written_relative_error']:.2%} of its norm")
+        typer.echo(
+            f"written adapter differs from the exact merge by {diagnostics['written_relative_error']:.2%} of its norm"
+        )
 
 
 @app.command()
@@ -153,7 +169,9 @@ def methods(
 
 
 @app.command()
-def tasks(name: Annotated[str | None, typer.Argument(help="Task to describe.")] = None, as_json: AsJson = False) -> None:
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Task to describe.")] = None, as_json: AsJson = False
+) -> None:
     """Evaluation tasks: what there is, what they measure, source."""
     from sst_merge.tasks import TASKS
 
@@ -161,15 +179,24 @@ def tasks(name: Annotated[str | None, typer.Argument(help="Task to describe.")] 
 
 
 @app.command()
-def data(name: Annotated[str | None, typer.Argument(help="Data set to describe.")] = None, as_json: AsJson = False) -> None:
+def data(
+    name: Annotated[str | None, typer.Argument(help="Data set to describe.")] = None, as_json: AsJson = False
+) -> None:
     """Known data sets that pinned wheels ship; any local file or hub: id works as well."""
     from sst_merge.data import KNOWN
 
-    _list(KNOWN, name, as_json, lambda known: {"about": known.about, "wheel": _wheel(known.member), "licence": known.member.licence})
+    _list(
+        KNOWN,
+        name,
+        as_json,
+        lambda known: {"about": known.about, "wheel": _wheel(known.member), "licence": known.member.licence},
+    )
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(help="Model to describe.")] = None, as_json: AsJson = False) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="Model to describe.")] = None, as_json: AsJson = False
+) -> None:
     """Known models that pinned wheels ship; any local folder or hub id works as well."""
     from sst_merge.models import KNOWN_MODELS
 
@@ -196,7 +223,10 @@ def main() -> None:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        typer.echo(f"RunFolderError: no space left on the disk{where}. Free some space and run the same command again.", err=True)
+        typer.echo(
+            f"RunFolderError: no space left on the disk{where}. Free some space and run the same command again.",
+            err=True,
+        )
         sys.exit(RunFolderError.exit_code)
 
 
@@ -204,7 +234,9 @@ def _repository() -> Path:
     """The checkout that holds configs/ and examples/."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "configs" / "demo.yaml").is_file():
-        raise ConfigError("the demo's adapters and run file are in the repository, not in the package: clone it and run make demo.")
+        raise ConfigError(
+            "the demo's adapters and run file are in the repository, not in the package: clone it and run make demo."
+        )
     return root
 
 
@@ -225,7 +257,9 @@ def _load(file: Path, overrides: list[str] | None, output: Path | None = None) -
     return load_config(RunConfig, file, changes)
 
 
-def _stage(until: str, file: Path, overrides: list[str] | None, output: Path | None, *, replace: bool) -> tuple[dict[str, Any], Any]:
+def _stage(
+    until: str, file: Path, overrides: list[str] | None, output: Path | None, *, replace: bool
+) -> tuple[dict[str, Any], Any]:
     """Run a file up to a stage; what the stage wrote, and the configuration."""
     config = _load(file, overrides, output)
     return _run(config, until, replace=replace), config
@@ -292,7 +326,7 @@ def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
         InvalidResultError: If the verdict is INVALID.
     """
     if as_json:
-        typer.echo(json.dumps(results["safety_tax"] if "safety_tax" in results else results, indent=1))
+        typer.echo(json.dumps(results.get("safety_tax", results), indent=1))
     elif "estimates" in results:
         Console().print(_table(results))
         for name, tax in results["safety_tax"].items():
@@ -354,7 +388,9 @@ def _method_entry(method: Any) -> dict[str, Any]:
         "about": _about(method),
         "source": method.source,
         "needs": ", ".join(sorted(method().requires())) or "the two adapters only",
-        "result": "exact low rank (ranks of both adapters added)" if method.is_low_rank else "full rank; set rank to compress",
+        "result": "exact low rank (ranks of both adapters added)"
+        if method.is_low_rank
+        else "full rank; set rank to compress",
         "parameters": {
             name: f"{field.description} Default: {_default(field)}."
             for name, field in method.model_fields.items()

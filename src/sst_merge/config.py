@@ -15,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from yaml.composer import ComposerError
 
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
@@ -280,7 +281,7 @@ class _Loader(yaml.SafeLoader):
             name = (key.tag, str(key.value))
             if name in lines:
                 problem = f"key '{key.value}' stands twice, first in line {lines[name]}"
-                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                raise ComposerError(None, None, problem, key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node
 
@@ -350,6 +351,7 @@ def _location(values: Any, parts: tuple[int | str, ...]) -> list[str]:
     """Pydantic's location of a problem without the names of union members, which the run file does not hold."""
     kept = []
     here = values
+    part: Any
     for number, part in enumerate(parts, start=1):
         if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]

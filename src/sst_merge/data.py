@@ -303,12 +303,14 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
     """A data set of the Hugging Face hub: ``<id>[:<config>][@<split>]``; the default split is train."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     name, _, split = reference.partition("@")
     name, _, config = name.partition(":")
     try:
-        return list(datasets.load_dataset(name, config or None, split=split or "train"))  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        table: Any = datasets.load_dataset(name, config or None, split=split or "train")
+        return list(table)
+    except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"{key}: cannot load hub:{reference}: {error}") from error
 
 

@@ -54,7 +54,7 @@ def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
 
 
 def patch_coordinates(update: Update, basis: Float[Tensor, "rank dim"], side: Side) -> Float[Tensor, "rows columns"]:
-    """Coordinates ``C_0`` of a patch in its basis: ``(d_out, rank)`` on the output side, ``(rank, d_in)`` on the input side."""
+    """Coordinates ``C_0`` of a patch in its basis: ``(d_out, rank)`` (output side) or ``(rank, d_in)`` (input side)."""
     if side == "output":
         return update.b @ (update.a @ basis.T)
     return (basis @ update.b) @ update.a
@@ -243,7 +243,9 @@ def _row_space_coefficients(problem: SampleSpace) -> Float64[Tensor, " samples"]
 
 def _check_finite(problem: SampleSpace) -> None:
     if not bool(torch.isfinite(problem.gram).all() and torch.isfinite(problem.response).all()):
-        raise NumericalError("the per-sample gradients hold values that are NaN or infinite; calibrate again in float32.")
+        raise NumericalError(
+            "the per-sample gradients hold values that are NaN or infinite; calibrate again in float32."
+        )
 
 
 def truncated(update: Update, rank: int) -> Update:

@@ -168,7 +168,9 @@ def model_identity(reference: str) -> str:
         return f"{member.package}=={member.version} sha256:{member.sha256}"
     folder = Path(reference)
     if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".jinja", ".model"})
+        files = sorted(
+            path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".jinja", ".model"}
+        )
         digest = hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode())
         return f"folder sha256:{digest.hexdigest()}"
     commit = getattr(_config(reference), "_commit_hash", None)
@@ -203,7 +205,9 @@ def _location(reference: str) -> str | Path:
 def linear_modules(model: Any) -> dict[str, nn.Linear]:
     """Every linear module by name, the output head left out."""
     head = model.get_output_embeddings()
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    }
 
 
 def check_modules(base: Base, updates: Updates, where: str) -> None:
@@ -391,7 +395,9 @@ def generate(base: Base, prompts: Sequence[Encoded], *, max_new_tokens: int) -> 
 
 
 @torch.no_grad()
-def prefix_log_likelihoods(base: Base, prompts: Sequence[Encoded], prefixes: Sequence[str]) -> Float[Tensor, "batch prefixes"]:
+def prefix_log_likelihoods(
+    base: Base, prompts: Sequence[Encoded], prefixes: Sequence[str]
+) -> Float[Tensor, "batch prefixes"]:
     """Mean log-probability per token of each prefix as the beginning of the answer, in nats per token.
 
     The prompt is read once; its key-value cache is repeated for the prefixes.
@@ -399,7 +405,9 @@ def prefix_log_likelihoods(base: Base, prompts: Sequence[Encoded], prefixes: Seq
     batch = collate(base, prompts)
     tokens = [base.tokenizer(prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
     width = max(len(ids) for ids in tokens)
-    padded = torch.tensor([ids + [base.tokenizer.pad_token_id] * (width - len(ids)) for ids in tokens], device=base.device)
+    padded = torch.tensor(
+        [ids + [base.tokenizer.pad_token_id] * (width - len(ids)) for ids in tokens], device=base.device
+    )
     lengths = torch.tensor([len(ids) for ids in tokens], device=base.device)
     count, size = len(prefixes), len(prompts)
     read = base.model(
@@ -417,7 +425,9 @@ def prefix_log_likelihoods(base: Base, prompts: Sequence[Encoded], prefixes: Seq
         position_ids=start + torch.arange(width, device=base.device),
         past_key_values=cache,
     ).logits[:, :-1]
-    logits = torch.cat([first.repeat_interleave(count, dim=0), _at_least_float32(later)], dim=1)  # (batch * prefixes, width, vocabulary)
+    logits = torch.cat(
+        [first.repeat_interleave(count, dim=0), _at_least_float32(later)], dim=1
+    )  # (batch * prefixes, width, vocabulary)
     values = -nn.functional.cross_entropy(logits.transpose(1, 2), inputs, reduction="none").view(size, count, width)
     wanted = torch.arange(width, device=base.device) < lengths[:, None]  # (prefixes, width)
     return (values * wanted).sum(dim=2) / lengths

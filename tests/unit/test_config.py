@@ -134,10 +134,11 @@ def test_a_method_without_a_name_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
-    assert problems(RUN.replace("task: refusal", "task: refusl"), tmp_path, RunConfig) == [
+    (found,) = problems(RUN.replace("task: refusal", "task: refusl"), tmp_path, RunConfig)
+    assert found == (
         "evaluation.tasks.0.task: unknown task. Did you mean 'refusal'? Known: refusal, over_refusal, exact_match "
         "(got 'refusl')"
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,10 +160,11 @@ def test_parts_that_do_not_fit_together_are_named(tmp_path: Path, change: str, e
 
 
 def test_the_alternatives_of_a_union_are_one_problem(tmp_path: Path) -> None:
-    assert problems(RUN + "rank: 0.5\n", tmp_path, RunConfig) == [
+    (found,) = problems(RUN + "rank: 0.5\n", tmp_path, RunConfig)
+    assert found == (
         "rank: Input should be a valid integer, got a number with a fractional part (got 0.5), "
         "or: Input should be 'exact' (got 0.5)"
-    ]
+    )
     assert problems(TRAIN + "lora: {target_modules: 3}\n", tmp_path) == [
         "lora.target_modules: Input should be a valid string (got 3), or: Input should be a valid list (got 3)"
     ]

@@ -13,7 +13,9 @@ class Linear(MergeMethod):
     """``(utility_weight * U + strength * S) / (utility_weight + strength)``: the average of the fine-tuned models."""
 
     title: ClassVar[str] = "Linear"
-    source: ClassVar[str] = "Wortsman et al. 2022, arXiv:2203.05482 (weight averaging); mergekit's linear with normalize"
+    source: ClassVar[str] = (
+        "Wortsman et al. 2022, arXiv:2203.05482 (weight averaging); mergekit's linear with normalize"
+    )
 
     name: Literal["linear"] = "linear"
     """Name of the method."""

@@ -129,9 +129,7 @@ class Sst(MergeMethod):
 
     def _solve(self, problem: SampleSpace) -> tuple[Combination, dict[str, Any]]:
         """The combination that the keep rule asks for, and the spectrum."""
-        directions = eigendirections(
-            problem, damping_safety=self.damping_safety, damping_utility=self.damping_utility
-        )
+        directions = eigendirections(problem, damping_safety=self.damping_safety, damping_utility=self.damping_utility)
         spectrum = {
             "spectrum": [float(f"{value:.6g}") for value in directions.values],
             "neutral_value": directions.neutral_value,

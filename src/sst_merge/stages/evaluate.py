@@ -181,10 +181,7 @@ def _score_batch(
 ) -> list[dict[str, Any]]:
     """Generate, judge and measure one batch: one record a sample."""
     completions = generate(base, prompts, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
-    if task.continuous == "refusal_log_odds":
-        values = refusal_log_odds(base, prompts)
-    else:
-        values = answer_nll(base, rows)
+    values = refusal_log_odds(base, prompts) if task.continuous == "refusal_log_odds" else answer_nll(base, rows)
     return [
         _record(task, row, prompt, completion, value)
         for row, prompt, completion, value in zip(rows, prompts, completions, values, strict=True)

@@ -42,7 +42,9 @@ def merge_updates(
         AdapterError: If the module names differ, or a merged value is not finite.
     """
     if utility.keys() != safety.keys():
-        raise AdapterError(f"the adapters differ in {len(utility.keys() ^ safety.keys())} module(s); nothing was merged.")
+        raise AdapterError(
+            f"the adapters differ in {len(utility.keys() ^ safety.keys())} module(s); nothing was merged."
+        )
 
     def inputs() -> Any:
         for name, first, second in iterate_shared(utility, safety):
@@ -55,7 +57,9 @@ def merge_updates(
         for module in inputs():
             result = method.merge_module(module, state, module_generator(seed, module.name))
             if not bool(torch.isfinite(result.update.b).all() and torch.isfinite(result.update.a).all()):
-                raise AdapterError(f"the merged update of module '{module.name}' holds NaN or infinity; nothing was written.")
+                raise AdapterError(
+                    f"the merged update of module '{module.name}' holds NaN or infinity; nothing was written."
+                )
             merged[module.name] = result.update
             diagnostics[module.name] = result.diagnostics
             advance(1)
@@ -86,7 +90,9 @@ def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> 
         merged, modules = merge_updates(
             method, utility.updates, safety.updates, gradients, seed=made.config.seed, reporter=reporter
         )
-        written = merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}
+        written = (
+            merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}
+        )
         write_adapter(
             made.folder.adapter,
             written,
@@ -154,7 +160,9 @@ def _written_loss(merged: Updates, written: Updates) -> float:
 def _card(made: Plan) -> str:
     """Model card of the merged adapter: how it was made and how to load it."""
     method = made.config.method
-    parameters = "\n".join(f"- {key}: {value}" for key, value in method.model_dump(mode="json", exclude_none=True).items())
+    parameters = "\n".join(
+        f"- {key}: {value}" for key, value in method.model_dump(mode="json", exclude_none=True).items()
+    )
     return f"""---
 base_model: {made.config.base_model}
 library_name: peft

@@ -73,10 +73,14 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
             found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             by_id = {sample["id"]: sample for sample in found}
             if set(by_id) != {row.id for row in rows} or len(found) != len(rows):
-                raise RunFolderError(f"{file} has {len(found)} samples, expected {len(rows)}, or other prompts. Use --replace.")
+                raise RunFolderError(
+                    f"{file} has {len(found)} samples, expected {len(rows)}, or other prompts. Use --replace."
+                )
             reference = samples.get("base", {}).get(task, by_id)
             if any(by_id[i]["prompt_tokens_sha256"] != reference[i]["prompt_tokens_sha256"] for i in by_id):
-                raise RunFolderError(f"{file}: the prompts were tokenised differently than for the base. Use --replace.")
+                raise RunFolderError(
+                    f"{file}: the prompts were tokenised differently than for the base. Use --replace."
+                )
             samples[arm][task] = by_id
     return Records(samples, arms)
 

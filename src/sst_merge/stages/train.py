@@ -42,7 +42,9 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
     for row in [*learn, *validation]:
         length = len(encode(base, row.prompt, row.answer).ids)
         if length > config.max_length_tokens:
-            raise DataError(f"row {row.id} has {length} tokens, more than max_length_tokens = {config.max_length_tokens}.")
+            raise DataError(
+                f"row {row.id} has {length} tokens, more than max_length_tokens = {config.max_length_tokens}."
+            )
     with tempfile.TemporaryDirectory() as scratch:
         with _steps(reporter, config.role) as steps:
             trainer = _trainer(config, base, learn, validation, Path(scratch), steps)
@@ -104,7 +106,9 @@ class _Steps(TrainerCallback):
         self.advance(1)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        self.reporter.say(f"step {state.global_step}: validation loss {(metrics or {}).get('eval_loss', float('nan')):.4f}")
+        self.reporter.say(
+            f"step {state.global_step}: validation loss {(metrics or {}).get('eval_loss', float('nan')):.4f}"
+        )
 
     def close(self) -> None:
         """Take the bar off the terminal."""

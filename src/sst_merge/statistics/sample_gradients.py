@@ -52,7 +52,9 @@ def patch_bases(safety: Updates) -> dict[str, PatchBasis]:
 
 
 @contextmanager
-def capture_gradients(base: Base, bases: Mapping[str, PatchBasis]) -> Iterator[dict[str, Float[Tensor, "batch rows columns"]]]:
+def capture_gradients(
+    base: Base, bases: Mapping[str, PatchBasis]
+) -> Iterator[dict[str, Float[Tensor, "batch rows columns"]]]:
     """While open, a backward pass through the model fills the mapping with per-sample gradients of each module.
 
     The yielded mapping is overwritten by every backward pass.
@@ -83,7 +85,9 @@ def capture_gradients(base: Base, bases: Mapping[str, PatchBasis]) -> Iterator[d
 
     handles = [base.model.get_input_embeddings().register_forward_hook(start_graph)]
     handles += [
-        base.modules[name].register_forward_hook(hook_for(name, basis)) for name, basis in bases.items() if basis.q.shape[0]
+        base.modules[name].register_forward_hook(hook_for(name, basis))
+        for name, basis in bases.items()
+        if basis.q.shape[0]
     ]
     try:
         yield gradients
@@ -160,7 +164,9 @@ class SampleGradients:
         for number, positions in enumerate(batches):
             file = _batch_file(folder, number)
             if not file.exists():
-                gradients, _ = batch_gradients(base, bases, collate(base, [samples[position] for position in positions]))
+                gradients, _ = batch_gradients(
+                    base, bases, collate(base, [samples[position] for position in positions])
+                )
                 _save(file, {name: gradient.float() for name, gradient in gradients.items()})
             on_batch(len(positions))
         index = {

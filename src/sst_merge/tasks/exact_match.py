@@ -14,7 +14,9 @@ class ExactMatch(Task):
     name: ClassVar[str] = "exact_match"
     title: ClassVar[str] = "Exact match"
     family: ClassVar[Family] = "utility"
-    source: ClassVar[str] = "normalisation after SQuAD's exact match (Rajpurkar et al. 2016, arXiv:1606.05250), articles kept"
+    source: ClassVar[str] = (
+        "normalisation after SQuAD's exact match (Rajpurkar et al. 2016, arXiv:1606.05250), articles kept"
+    )
     needs_answer: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 16
     primary: ClassVar[Measure] = Measure("correct", "accuracy", "pp", is_binary=True, higher_is_better=True)

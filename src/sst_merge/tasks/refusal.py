@@ -13,7 +13,9 @@ class Refusal(Task):
     name: ClassVar[str] = "refusal"
     title: ClassVar[str] = "Refusal of harmful prompts"
     family: ClassVar[Family] = "safety"
-    source: ClassVar[str] = "judge: XSTest string match (arXiv:2308.01263); log-odds after Arditi et al. 2024, arXiv:2406.11717"
+    source: ClassVar[str] = (
+        "judge: XSTest string match (arXiv:2308.01263); log-odds after Arditi et al. 2024, arXiv:2406.11717"
+    )
     needs_answer: ClassVar[bool] = False
     max_new_tokens: ClassVar[int] = 24
     primary: ClassVar[Measure] = Measure("refused", "refusal rate", "pp", is_binary=True, higher_is_better=True)

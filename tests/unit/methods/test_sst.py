@@ -1,0 +1,305 @@
+"""What SST-Merge claims: dials, monotonicity, projections, scopes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from sst_merge.adapter import Updates, squared_norm
+from sst_merge.errors import NumericalError
+from sst_merge.linalg import patch_coordinates
+from sst_merge.methods import ModuleInputs, ModuleResult, module_generator
+from sst_merge.methods.sst import Keep, Sst
+from sst_merge.statistics import SampleGradients
+from tiny import gradients_from_rows, random_gradients, random_update
+
+SHAPES = {"a": (6, 9), "b": (11, 5)}  # output side and input side
+UTILITY: Updates = {name: random_update(shape, 3, seed=number) for number, (name, shape) in enumerate(SHAPES.items())}
+SAFETY: Updates = {name: random_update(shape, 2, seed=10 + n) for n, (name, shape) in enumerate(SHAPES.items())}
+NOTHING: Updates = {name: update.scaled(0.0) for name, update in UTILITY.items()}
+COORDINATES = {"a": 12, "b": 10}
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # updates of order 0.1 in float32
+
+both_fishers = pytest.mark.parametrize("fisher", ["exact", "diagonal"])
+exact_and_diagonal_and_global = pytest.mark.parametrize(
+    "structure",
+    [{"fisher": "exact"}, {"fisher": "diagonal"}, {"fisher": "exact", "scope": "global"}],
+    ids=["exact", "diagonal", "global"],
+)
+few_and_many_samples = pytest.mark.parametrize("samples", [6, 60], ids=["fewer samples than p", "more samples than p"])
+
+
+def merge(
+    method: Sst, gradients: SampleGradients, utility: Updates = UTILITY, safety: Updates = SAFETY
+) -> dict[str, ModuleResult]:
+    modules = [ModuleInputs(name, utility[name], safety[name], gradients) for name in sorted(utility)]
+    state = method.prepare(iter(modules))
+    return {each.name: method.merge_module(each, state, module_generator(0, each.name)) for each in modules}
+
+
+def dense(results: dict[str, ModuleResult]) -> dict[str, Tensor]:
+    return {name: result.update.dense() for name, result in results.items()}
+
+
+@exact_and_diagonal_and_global
+@few_and_many_samples
+def test_keeping_everything_gives_the_sum_of_both_updates(
+    structure: dict[str, Any], samples: int, tmp_path: Path
+) -> None:
+    gradients = random_gradients(tmp_path, SAFETY, samples=samples)
+    expected = {name: UTILITY[name].dense() + SAFETY[name].dense() for name in SHAPES}
+    for keep in (Keep(soft=0.0), Keep(directions=10_000), Keep(threshold=0.0)):
+        found = dense(merge(Sst(keep=keep, **structure), gradients))
+        torch.testing.assert_close(found, expected, **FLOAT32)
+
+
+@exact_and_diagonal_and_global
+def test_keeping_nothing_gives_the_utility_update(structure: dict[str, Any], tmp_path: Path) -> None:
+    gradients = random_gradients(tmp_path, SAFETY)
+    for keep in (Keep(directions=0), Keep(threshold=1e9)):
+        found = dense(merge(Sst(keep=keep, **structure), gradients))
+        torch.testing.assert_close(found, {name: update.dense() for name, update in UTILITY.items()}, **FLOAT32)
+
+
+@exact_and_diagonal_and_global
+def test_strength_and_utility_weight_are_factors(structure: dict[str, Any], tmp_path: Path) -> None:
+    gradients = random_gradients(tmp_path, SAFETY)
+    patch = dense(merge(Sst(utility_weight=0.0, **structure), gradients))
+    found = dense(merge(Sst(utility_weight=0.5, strength=1.7, **structure), gradients))
+    expected = {name: 0.5 * UTILITY[name].dense() + 1.7 * patch[name] for name in SHAPES}
+    torch.testing.assert_close(found, expected, **FLOAT32)
+
+
+@exact_and_diagonal_and_global
+@few_and_many_samples
+@pytest.mark.parametrize("keep", [Keep(directions=4), Keep(threshold=1.0)], ids=["directions", "threshold"])
+@pytest.mark.parametrize("damping_safety", [0.0, 0.1])
+def test_projecting_twice_is_projecting_once(
+    structure: dict[str, Any], samples: int, keep: Keep, damping_safety: float, tmp_path: Path
+) -> None:
+    gradients = random_gradients(tmp_path, SAFETY, samples=samples)
+    method = Sst(keep=keep, damping_safety=damping_safety, utility_weight=0.0, **structure)
+    once = {name: result.update for name, result in merge(method, gradients).items()}
+    twice = dense(merge(method, gradients, safety=once))
+    torch.testing.assert_close(twice, {name: update.dense() for name, update in once.items()}, **FLOAT32)
+    change = sum(squared_norm(SAFETY[name]) for name in SHAPES) - sum(squared_norm(once[name]) for name in SHAPES)
+    assert abs(change) > 1e-3  # it does project
+
+
+def energies(method: Sst, gradients: SampleGradients) -> dict[str, float]:
+    """Energies kept of module ``a``, with the damped ones that the rules order."""
+    found = merge(method, gradients)["a"].diagnostics
+    basis = gradients.basis("a")
+    rows, is_safety = gradients.rows("a").double(), gradients.is_safety()
+    p = rows.shape[1]
+    gamma = method.damping_safety * float(rows[is_safety].square().sum()) / p
+    eps = method.damping_utility * float(rows[~is_safety].square().sum()) / p
+    assert patch_coordinates(SAFETY["a"], basis.q, basis.side).numel() == p
+    return {
+        "safety": found["safety_energy_kept"],
+        "utility": found["utility_energy_kept"],
+        "damped safety": found["safety_energy_kept"] + gamma * found["squared_norm_kept"],
+        "damped utility": found["utility_energy_kept"] + eps * found["squared_norm_kept"],
+    }
+
+
+def rises(values: list[float]) -> bool:
+    """Up to rounding of sums of order 1, and not constant."""
+    return all(after >= before - 1e-9 for before, after in zip(values, values[1:], strict=False)) and (
+        values[-1] > values[0] + 1e-6
+    )
+
+
+@both_fishers
+@few_and_many_samples
+@pytest.mark.parametrize("damping_safety", [0.0, 0.1])
+def test_more_directions_keep_more_energy(fisher: str, samples: int, damping_safety: float, tmp_path: Path) -> None:
+    gradients = random_gradients(tmp_path, SAFETY, samples=samples)
+    found = [
+        energies(Sst(fisher=fisher, keep=Keep(directions=k), damping_safety=damping_safety), gradients)
+        for k in range(COORDINATES["a"] + 1)
+    ]
+    # v_i are orthogonal in F_s + gamma I and in F_u + eps I; in F_s itself only where gamma = 0.
+    assert rises([each["damped safety"] for each in found])
+    assert rises([each["damped utility"] for each in found])
+    if damping_safety == 0 or fisher == "diagonal":
+        assert rises([each["safety"] for each in found])
+
+
+@both_fishers
+@few_and_many_samples
+@pytest.mark.parametrize("damping_safety", [0.0, 0.1])
+def test_a_lower_price_keeps_more_energy(fisher: str, samples: int, damping_safety: float, tmp_path: Path) -> None:
+    gradients = random_gradients(tmp_path, SAFETY, samples=samples)
+    found = [
+        energies(Sst(fisher=fisher, keep=Keep(soft=price), damping_safety=damping_safety), gradients)
+        for price in (1e4, 100.0, 10.0, 1.0, 0.1, 0.01, 0.0)
+    ]
+    assert rises([each["damped safety"] for each in found])
+    assert rises([each["utility"] for each in found])
+    if damping_safety == 0 or fisher == "diagonal":
+        assert rises([each["safety"] for each in found])
+
+
+@both_fishers
+def test_every_dial_changes_the_output(fisher: str, tmp_path: Path) -> None:
+    gradients = random_gradients(tmp_path, SAFETY)
+    reference = dense(merge(Sst(fisher=fisher), gradients))
+    hard = dense(merge(Sst(fisher=fisher, keep=Keep(threshold=1.0)), gradients))
+    for method, other in (
+        (Sst(fisher=fisher, keep=Keep(soft=1.0)), reference),
+        (Sst(fisher=fisher, damping_safety=0.5), reference),
+        (Sst(fisher=fisher, keep=Keep(threshold=1.0), damping_utility=2.0), hard),
+        (Sst(fisher=fisher, keep=Keep(directions=2)), hard),
+    ):
+        assert not torch.allclose(dense(merge(method, gradients))["a"], other["a"], atol=1e-4)
+
+
+def test_with_equal_fishers_the_soft_rule_scales_the_patch(tmp_path: Path) -> None:
+    """No direction is better than another: weight 1 / (1 + price) everywhere, up to the damping."""
+    rng = torch.Generator().manual_seed(3)
+    rows = {name: torch.randn(40, p, generator=rng) for name, p in COORDINATES.items()}
+    same = {name: torch.cat([values, values]) for name, values in rows.items()}
+    gradients = gradients_from_rows(tmp_path, SAFETY, same, safety_samples=40)
+    for fisher in ("exact", "diagonal"):
+        found = dense(merge(Sst(fisher=fisher, keep=Keep(soft=3.0), damping_safety=0.0), gradients, utility=NOTHING))
+        expected = {name: SAFETY[name].dense() / 4 for name in SHAPES}
+        torch.testing.assert_close(found, expected, **FLOAT32)
+
+
+@pytest.mark.parametrize("keep", [Keep(soft=5.0), Keep(directions=4), Keep(threshold=1.0)], ids=str)
+def test_global_scope_is_module_scope_where_there_is_one_module(keep: Keep, tmp_path: Path) -> None:
+    for name in SHAPES:
+        only = {name: SAFETY[name]}
+        gradients = random_gradients(tmp_path / name, only)
+        module, whole = (
+            dense(merge(Sst(keep=keep, scope=scope), gradients, {name: UTILITY[name]}, only))
+            for scope in ("module", "global")
+        )
+        torch.testing.assert_close(whole, module, rtol=0, atol=1e-7)  # the same operations
+
+
+@pytest.mark.parametrize("damping_safety", [0.05, 0.3])
+def test_global_scope_is_one_problem_over_the_coordinates_of_all_modules(damping_safety: float, tmp_path: Path) -> None:
+    gradients = random_gradients(tmp_path, SAFETY)
+    found = dense(merge(Sst(scope="global", keep=Keep(soft=4.0), damping_safety=damping_safety), gradients, NOTHING))
+    rows = torch.cat([gradients.rows(name).double() for name in SHAPES], dim=1)
+    bases = {name: gradients.basis(name) for name in SHAPES}
+    starts = {name: patch_coordinates(SAFETY[name], bases[name].q, bases[name].side).double() for name in SHAPES}
+    start = torch.cat([starts[name].flatten() for name in SHAPES])
+    is_safety = gradients.is_safety()
+    f_s, f_u = (rows[part].T @ rows[part] for part in (is_safety, ~is_safety))
+    safety = f_s + damping_safety * f_s.trace() / len(start) * torch.eye(len(start), dtype=torch.float64)
+    solution = torch.linalg.solve(safety + 4.0 * f_u, safety @ start)
+    parts = dict(zip(SHAPES, solution.split([starts[name].numel() for name in SHAPES]), strict=True))
+    for name, basis in bases.items():
+        c = parts[name].view_as(starts[name]).float()
+        expected = c @ basis.q if basis.side == "output" else basis.q.T @ c
+        torch.testing.assert_close(found[name], expected, **FLOAT32)
+    module = dense(merge(Sst(keep=Keep(soft=4.0), damping_safety=damping_safety), gradients, NOTHING))
+    assert not torch.allclose(module["a"], found["a"], atol=1e-4)  # curvature across modules matters
+
+
+def test_without_safety_damping_what_no_sample_touches_is_dropped_and_with_it_kept(tmp_path: Path) -> None:
+    start = {name: patch_coordinates(SAFETY[name], *_basis(name, tmp_path)).flatten() for name in SHAPES}
+    rng = torch.Generator().manual_seed(1)
+    rows = {}
+    for name, patch in start.items():  # gradients that are orthogonal to the patch
+        drawn = torch.randn(6, patch.numel(), generator=rng)
+        rows[name] = drawn - (drawn @ patch)[:, None] * patch / patch.square().sum()
+    gradients = gradients_from_rows(tmp_path, SAFETY, rows, safety_samples=3)
+    kept = dense(merge(Sst(damping_safety=0.1), gradients, NOTHING))
+    dropped = dense(merge(Sst(damping_safety=0.0), gradients, NOTHING))
+    for name in SHAPES:
+        torch.testing.assert_close(kept[name], SAFETY[name].dense(), **FLOAT32)
+        torch.testing.assert_close(dropped[name], torch.zeros(SHAPES[name]), **FLOAT32)
+
+
+def _basis(name: str, folder: Path) -> tuple[Tensor, Any]:
+    basis = random_gradients(folder, SAFETY).basis(name)
+    return basis.q, basis.side
+
+
+def test_a_sample_given_twice_with_half_the_weight_changes_nothing(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(2)
+    rows = {name: torch.randn(6, p, generator=rng) for name, p in COORDINATES.items()}
+    plain = gradients_from_rows(tmp_path / "plain", SAFETY, rows, safety_samples=3)
+    twice = {name: torch.cat([values[:1], values]) for name, values in rows.items()}
+    weights = [0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    double = gradients_from_rows(tmp_path / "double", SAFETY, twice, safety_samples=4, weights=weights)
+    for keep in (Keep(soft=5.0), Keep(directions=3)):
+        for damping_safety in (0.0, 0.1):
+            method = Sst(keep=keep, damping_safety=damping_safety)
+            torch.testing.assert_close(dense(merge(method, double)), dense(merge(method, plain)), **FLOAT32)
+
+
+@pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("damping_safety", [0.0, 1e-4, 0.1])
+def test_samples_that_are_nearly_alike_do_not_blow_up_the_patch(
+    noise: float, damping_safety: float, tmp_path: Path
+) -> None:
+    rng = torch.Generator().manual_seed(2)
+    rows = {}
+    for name, p in COORDINATES.items():
+        drawn = torch.randn(4, p, generator=rng)
+        rows[name] = torch.cat([drawn, drawn + noise * torch.randn(4, p, generator=rng)])
+    gradients = gradients_from_rows(tmp_path, SAFETY, rows, safety_samples=4)
+    method = Sst(keep=Keep(soft=10.0), damping_safety=damping_safety)
+    found = dense(merge(method, gradients, NOTHING))
+    for name in SHAPES:
+        j, is_safety = gradients.rows(name).double(), gradients.is_safety()
+        basis = gradients.basis(name)
+        start = patch_coordinates(SAFETY[name], basis.q, basis.side).double()
+        f_s, f_u = (j[part].T @ j[part] for part in (is_safety, ~is_safety))
+        safety = f_s + damping_safety * f_s.trace() / start.numel() * torch.eye(start.numel(), dtype=torch.float64)
+        if damping_safety > 0:
+            c = torch.linalg.solve(safety + 10.0 * f_u, safety @ start.flatten()).view_as(start).float()
+            expected = c @ basis.q if basis.side == "output" else basis.q.T @ c
+            torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)  # of entries of order 0.1
+        assert float(found[name].norm()) < 2 * float(SAFETY[name].dense().norm())
+
+
+def test_utility_data_without_gradient_is_an_error_and_not_a_patch(tmp_path: Path) -> None:
+    rows = {name: torch.cat([torch.ones(3, p), torch.zeros(3, p)]) for name, p in COORDINATES.items()}
+    gradients = gradients_from_rows(tmp_path, SAFETY, rows, safety_samples=3)
+    with pytest.raises(NumericalError, match="utility"):
+        merge(Sst(), gradients)
+
+
+def test_a_module_whose_patch_is_zero_keeps_its_utility_update_beside_others(tmp_path: Path) -> None:
+    safety = {"a": SAFETY["a"], "b": SAFETY["b"].scaled(0.0)}
+    gradients = random_gradients(tmp_path, safety)
+    for scope in ("module", "global"):
+        found = merge(Sst(scope=scope), gradients, safety=safety)
+        assert found["b"].update.dense().equal(UTILITY["b"].dense())
+        assert not torch.allclose(found["a"].update.dense(), UTILITY["a"].dense(), atol=1e-3)
+
+
+def test_the_spectrum_and_the_number_of_kept_directions_are_reported(tmp_path: Path) -> None:
+    found = merge(Sst(keep=Keep(directions=3)), random_gradients(tmp_path, SAFETY, samples=6))["a"].diagnostics
+    assert found["directions_kept"] == 3
+    assert len(found["spectrum"]) + found["neutral_directions"] == COORDINATES["a"]
+    assert found["spectrum"] == sorted(found["spectrum"], reverse=True)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"soft": 1.0, "directions": 3}, {"threshold": -1.0}, {"directions": -1}], ids=str
+)
+def test_exactly_one_rule_is_needed(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Keep(**values)
+
+
+def test_global_scope_with_diagonals_is_refused() -> None:
+    with pytest.raises(ValidationError, match="scope global needs fisher exact"):
+        Sst(scope="global", fisher="diagonal")
+
+
+def test_the_untouched_directions_tie_and_are_kept_together_or_not_at_all() -> None:
+    values = torch.tensor([5.0, 2.0, 0.5], dtype=torch.float64)
+    keep = {k: Keep(directions=k).hard_weights(values, 1.0, 4) for k in range(8)}
+    assert [int(weights.sum()) for weights, _ in keep.values()] == [0, 1, 2, 2, 2, 2, 2, 3]
+    assert [neutral for _, neutral in keep.values()] == [0, 0, 0, 0, 0, 0, 1, 1]
