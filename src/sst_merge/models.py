@@ -103,7 +103,7 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
     folder = _location(reference)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError) as error:
@@ -298,7 +298,7 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
     and including the end token. The template writes all special tokens itself, so the tokenizer adds none.
 
     Raises:
-        ModelError: If the template changes the prompt when an answer follows, so that the two parts cannot be told apart.
+        ModelError: If the template writes the prompt differently when an answer follows.
     """
     user = [{"role": "user", "content": prompt}]
     start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)

@@ -63,7 +63,7 @@ class GlobalState:
 
 
 class Sst(MergeMethod):
-    """``utility_weight * U + strength * P(S)``, ``P`` from ``F_safety v = lambda F_utility v`` in the patch's coordinates.
+    """``utility_weight * U + strength * P(S)``, with ``P`` from ``F_safety v = lambda F_utility v``.
 
     The utility adapter is untouched. ``exact`` works in sample space with the full empirical Fisher matrices;
     ``diagonal`` keeps their diagonals only.
@@ -81,7 +81,7 @@ class Sst(MergeMethod):
     keep: Keep = Keep(soft=10.0)
     """Rule that chooses directions."""
     damping_safety: float = Field(default=0.1, ge=0)
-    """gamma as a fraction of tr(F_safety)/p. Above 0, directions that neither data set touches are kept by the soft rule."""
+    """gamma as a fraction of tr(F_safety)/p. Above 0 the soft rule keeps directions that neither data set touches."""
     damping_utility: float = Field(default=0.1, gt=0)
     """eps as a fraction of tr(F_utility)/p, in the denominator of lambda (hard rules and diagonal Fisher)."""
 

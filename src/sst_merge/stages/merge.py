@@ -80,8 +80,8 @@ def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> 
         diagnostics = made.folder.read_json(made.folder.diagnostics_file)
         if folder_sha256(made.folder.adapter) != diagnostics["adapter_sha256"]:
             raise AdapterError(
-                f"{made.folder.adapter} is not the adapter that this run wrote: its hash differs from diagnostics.json. "
-                "Use --replace to merge again."
+                f"{made.folder.adapter} is not the adapter that this run wrote: diagnostics.json has another hash.\n"
+                "  Use --replace to merge again."
             )
         return diagnostics
     with made.folder.timed("merge"):

@@ -250,7 +250,7 @@ def _paired(
 def _safety_tax(
     made: Plan, records: Records, tasks: dict[str, Task], treatment: str, manifest: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """``safety_tax.json`` of one treatment against the utility adapter; ``None`` without a safety and a utility task."""
+    """``safety_tax.json`` of one treatment against the utility adapter; ``None`` without both kinds of task."""
     safety, utility = _of_family(tasks, "safety"), _of_family(tasks, "utility")
     over = _of_family(tasks, "over_refusal")
     if safety is None or utility is None:
@@ -341,7 +341,7 @@ def _count_looks(made: Plan, records: Records) -> int:
 
 
 def _examples(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dict[str, Any]]:
-    """The first samples of each task (their order is a hash of the seed: nobody chose them), all arms beside each other."""
+    """The first samples of each task, all arms side by side; their order is a hash, so nobody chose them."""
     found = []
     for name, task in tasks.items():
         for row in made.inputs.evaluation[name][: EXAMPLES[task.family]]:

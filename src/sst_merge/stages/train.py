@@ -8,35 +8,65 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from sst_merge.adapter_io import TRAINING_ROWS_FILE, read_adapter, write_adapter
+from sst_merge.adapter_io import CONFIG_FILE, TRAINING_ROWS_FILE, read_adapter, write_adapter
 from sst_merge.config import DataSource, TrainConfig
 from sst_merge.data import Row, check_disjoint, load_rows
-from sst_merge.errors import DataError
+from sst_merge.errors import AdapterError, DataError
+from sst_merge.estimates import paired_difference, proportion
 from sst_merge.models import Base, encode, load_base
 from sst_merge.progress import Reporter
+from sst_merge.run_folder import RunFolder, versions
+from sst_merge.stages.evaluate import Arm, evaluate_arm
+from sst_merge.stages.plan import load_evaluation_rows
+from sst_merge.tasks import TASKS
+from sst_merge.wheels import replace_file
 
 CURVE_FILE = "training_curve.json"
-CARD_FILE = "README.md"
+RECORD_FILE = "training.json"
 
 
 def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
-    """Train one adapter and write it as a bfloat16 PEFT folder.
+    """Train one adapter and write it as a bfloat16 PEFT folder; measure it beside the base for its model card.
+
+    A folder that this configuration has trained already is not trained again, only measured if that is missing.
 
     Returns:
         The adapter's folder: the weights of the step with the lowest validation loss, a model card, the curve
-        (``training_curve.json``) and the ids of the rows that were learnt (``training_rows.json``).
+        (``training_curve.json``), the ids of the rows that were learnt (``training_rows.json``), and the
+        configuration with what was measured (``training.json``).
 
     Raises:
-        DataError: If rows are missing, too long, or shared between training and validation.
+        DataError: If rows are missing, too long, or shared between training, validation and evaluation.
+        AdapterError: If the folder holds an adapter that another configuration trained.
     """
     learn = _rows(config.data, "data", config.seed, root)
     validation = _rows(config.validation, "validation", config.seed, root)
-    check_disjoint({"data": (row.id for row in learn), "validation": (row.id for row in validation)})
+    held_out = load_evaluation_rows(config.evaluation, seed=config.seed, root=root)
+    check_disjoint(
+        {
+            "data": (row.id for row in learn),
+            "validation": (row.id for row in validation),
+            **{f"evaluation.{task}": (row.id for row in rows) for task, rows in held_out.items()},
+        }
+    )
+    record = _record(config)
+    curve = record["curve"] if record else _learn(config, learn, validation, reporter)
+    if record and record["measured"] is not None:
+        return config.output
+    measured = _measure(config, held_out, reporter)
+    replace_file(config.output / "README.md", _card(config, len(learn), len(validation), curve, measured))
+    write_record(config, measured)
+    return config.output
+
+
+def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporter: Reporter) -> list[dict[str, Any]]:
+    """Train and write the adapter; the curve."""
     reporter.say(f"Loading {config.base_model} ...")
     base = load_base(config.base_model, device=config.device, dtype="float32")
     for row in [*learn, *validation]:
@@ -59,13 +89,84 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
         trained.updates,
         like={**trained.config, "base_model_name_or_path": config.base_model},
         dtype=torch.bfloat16,
-        card=_card(config, len(learn), len(validation), curve),
         extra_files={
             CURVE_FILE: json.dumps(curve, indent=1) + "\n",
             TRAINING_ROWS_FILE: json.dumps({"ids": sorted(row.id for row in [*learn, *validation])}) + "\n",
+            RECORD_FILE: _record_text(config, None),
         },
     )
-    return config.output
+    return curve
+
+
+def write_record(config: TrainConfig, measured: list[dict[str, Any]]) -> None:
+    """Write ``training.json``: the configuration, and what was measured on held-out rows."""
+    replace_file(config.output / RECORD_FILE, _record_text(config, measured))
+
+
+def _record_text(config: TrainConfig, measured: list[dict[str, Any]] | None) -> str:
+    record = {
+        "schema": "sst-merge/training/1",
+        "config": _settings(config),
+        "versions": versions(),
+        "evaluation": config.evaluation and config.evaluation.model_dump(mode="json"),
+        "measured": measured,
+    }
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What decides the adapter."""
+    return config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
+
+
+def _record(config: TrainConfig) -> dict[str, Any] | None:
+    """What an earlier training with the same configuration left; ``None`` if there is no adapter yet."""
+    if not (config.output / CONFIG_FILE).is_file():
+        return None
+    file = config.output / RECORD_FILE
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if stored.get("config") != _settings(config):
+        raise AdapterError(
+            f"output: {config.output} holds an adapter that another configuration trained; nothing was overwritten.\n"
+            "  Use another output folder, or remove this one."
+        )
+    curve = json.loads((config.output / CURVE_FILE).read_text(encoding="utf-8"))
+    same = stored["evaluation"] == (config.evaluation and config.evaluation.model_dump(mode="json"))
+    return {"curve": curve, "measured": stored["measured"] if same else None}
+
+
+def _measure(config: TrainConfig, rows: dict[str, list[Row]], reporter: Reporter) -> list[dict[str, Any]]:
+    """Base and adapter on the held-out rows: rates with intervals and the paired difference."""
+    if config.evaluation is None:
+        return []
+    updates = read_adapter(config.output).updates
+    base = load_base(config.base_model, device=config.device, dtype="float32")
+    measured = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = RunFolder(Path(scratch))
+        for arm in (Arm("base", {}, None), Arm("adapter", updates, None)):
+            evaluate_arm(arm, base, config.evaluation, rows, folder, reporter, reference=updates)
+        for name, held_out in rows.items():
+            task = TASKS[name]()
+            values = {}
+            for arm in ("base", "adapter"):
+                lines = folder.scores_file(arm, name).read_text(encoding="utf-8").splitlines()
+                by_id = {sample["id"]: sample[task.primary.name] for sample in map(json.loads, lines)}
+                values[arm] = np.array([by_id[row.id] for row in held_out], dtype=np.float64)
+            difference = paired_difference(
+                values["base"], values["adapter"], binary=True, rng=np.random.default_rng(config.seed)
+            )
+            measured.append(
+                {
+                    "task": name,
+                    "measure": task.primary.title,
+                    "n": len(held_out),
+                    **{arm: proportion(found).value for arm, found in values.items()},
+                    "difference": difference.estimate,
+                    "ci": difference.ci,
+                }
+            )
+    return measured
 
 
 def _rows(sources: list[DataSource], key: str, seed: int, root: Path) -> list[Row]:
@@ -174,8 +275,22 @@ def _trainer(
     )
 
 
-def _card(config: TrainConfig, learnt: int, validated: int, curve: list[dict[str, Any]]) -> str:
-    """Model card: what the adapter learnt from, how, and when training stopped."""
+def _card(
+    config: TrainConfig, learnt: int, validated: int, curve: list[dict[str, Any]], measured: list[dict[str, Any]]
+) -> str:
+    """Model card: what the adapter learnt from, how, when training stopped, and what it does on held-out rows."""
+    table = "".join(
+        f"| {row['task']}: {row['measure']} | {row['n']} | {row['base']:.1%} | {row['adapter']:.1%} | "
+        f"{100 * row['difference']:+.1f} [{100 * row['ci'][0]:+.1f}, {100 * row['ci'][1]:+.1f}] |\n"
+        for row in measured
+    )
+    held_out = (
+        "Measured on rows that were not trained on (greedy answers; refusals by XSTest's string match, which is not\n"
+        "validated on these answers):\n\n| task | n | base | adapter | difference in points, 95 % interval |\n|---|---|---|---|---|\n"
+        + table
+        if measured
+        else "Not measured."
+    )
     losses = [(entry["step"], entry["eval_loss"]) for entry in curve if "eval_loss" in entry]
     best = min(losses, key=lambda pair: pair[1]) if losses else None
     sources = "\n".join(
@@ -194,10 +309,12 @@ tags: [lora, sst-merge, {config.role}]
 
 Trained on {learnt} rows ({validated} more decided when to stop), loss on the answers only, LoRA rank
 {config.lora.rank}, alpha {config.lora.alpha:g} on {config.lora.target_modules}, peak learning rate
-{config.learning_rate:g}, batch {config.batch_size}, at most {config.epochs:g} epochs, seed {config.seed}. Kept: {stopped};
-the curve is in `{CURVE_FILE}`, the ids of the rows in `{TRAINING_ROWS_FILE}`.
+{config.learning_rate:g}, batch {config.batch_size}, at most {config.epochs:g} epochs, seed {config.seed}.
+Kept: {stopped}; the curve is in `{CURVE_FILE}`, the ids of the rows in `{TRAINING_ROWS_FILE}`.
 
 Rows:
 
 {sources}
+
+{held_out}
 """
