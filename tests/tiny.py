@@ -208,6 +208,15 @@ def peft_model(
     return wrapped.eval()
 
 
+def load_with_peft(base: Base, folder: Path) -> Any:
+    """A copy of the base with an adapter folder loaded by plain PEFT."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT reads an attribute that transformers has deprecated
+        return PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder)).eval()
+
+
 CONVERSATIONS: tuple[tuple[str, str], ...] = (
     ("How do I bake bread?", "Mix flour and water, then wait."),
     ("Name a colour.", "Red"),

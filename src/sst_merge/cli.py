@@ -111,6 +111,8 @@ def merge(
         values = _merge_values(base, utility, safety, method, calibration_utility, calibration_safety, output)
         config = _validate(values, overrides)
         diagnostics = _run(config, "merge", replace=replace)
+    elif any(value is not None for value in (base, utility, safety, calibration_utility, calibration_safety)):
+        raise ConfigError("give a run file, or --base, --utility and --safety; not both.")
     else:
         diagnostics, config = _stage("merge", file, overrides, output, replace=replace)
     if as_json:
@@ -134,8 +136,10 @@ def merge(
 @app.command()
 def evaluate(file: File, overrides: Set = None, output: Output = None, replace: Replace = False) -> None:
     """Evaluate every arm on the same samples."""
-    done, _ = _stage("evaluate", file, overrides, output, replace=replace)
-    typer.echo(done["scores"])
+    config = _load(file, overrides, output)
+    if config.evaluation is None:
+        raise ConfigError(f"{file} has no evaluation section, so there is nothing to evaluate.")
+    typer.echo(_run(config, "evaluate", replace=replace)["scores"])
 
 
 @app.command()
@@ -219,15 +223,23 @@ def main() -> None:
     except SSTMergeError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
+        filename = getattr(error, "filename", None)
+        where = f" while writing {filename}" if filename else ""
         typer.echo(
             f"RunFolderError: no space left on the disk{where}. Free some space and run the same command again.",
             err=True,
         )
         sys.exit(RunFolderError.exit_code)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a write found no space; safetensors says so in the text of an error of its own."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return type(error).__name__ == "SafetensorError" and f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _repository() -> Path:

@@ -153,8 +153,11 @@ def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -
     gram = problem.gram * scale[:, None] * scale[None, :]
     e = torch.where(problem.is_safety, 0.0, scale * problem.response)
     values, vectors = torch.linalg.eigh(gram)
-    kept = values > RANK_TOLERANCE * values.max()
-    inverse = torch.where(kept, 1.0 / (values + gamma).clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    if gamma > 0:  # well posed as it is: cutting small eigenvalues off would cost sqrt(cut) / gamma
+        inverse = 1.0 / (values.clamp(min=0.0) + gamma)
+    else:
+        kept = values > RANK_TOLERANCE * values.max()
+        inverse = torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
     weights = -scale * (vectors @ (inverse * (vectors.T @ e)))
     if gamma > 0:
         return Combination(1.0, weights)

@@ -4,6 +4,7 @@ A folder belongs to one resolved configuration, one set of inputs and one versio
 anything else it refuses, naming what differs; opened with the same it resumes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -83,14 +84,20 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"output: {self.path} is a file, not a folder.")
-        if self.path.exists() and not self.manifest_file.is_file() and any(self.path.iterdir()):
+        unfinished = f".{self.manifest_file.name}-"  # a killed run's first file
+        if (
+            self.path.exists()
+            and not self.manifest_file.is_file()
+            and not all(file.name.startswith(unfinished) for file in self.path.iterdir())
+        ):
             raise RunFolderError(f"output: {self.path} holds other files and no run. Choose an empty or a new folder.")
         if replace and self.manifest_file.is_file():
             shutil.rmtree(self.path)
-        identity = json.loads(json.dumps({**identity, "versions": versions()}, default=str))
-        if self.manifest_file.is_file():
-            self._check_same(identity)
+        identity = {**identity, "versions": versions()}
+        if self.manifest_file.is_file() and self._holds_results():
+            self.check(identity)
             return
+        identity = json.loads(json.dumps(identity, default=str))
         manifest = {
             "schema": "sst-merge/manifest/1",
             **identity,
@@ -101,9 +108,24 @@ class RunFolder:
             "timings_seconds": {},
             "fallbacks": [],
         }
-        self.write_json(self.manifest_file, manifest)
+        try:
+            self.write_json(self.manifest_file, manifest)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise RunFolderError(f"output: {self.path} cannot be written ({error.strerror}).") from error
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
+    def _holds_results(self) -> bool:
+        """Whether anything is there that took work; a plan alone is simply made anew."""
+        return any(path.exists() for path in (self.statistics, self.adapter, self.diagnostics_file, self.scores))
+
+    def check(self, identity: dict[str, Any]) -> None:
+        """Refuse to go on with a folder that belongs to another run.
+
+        Raises:
+            RunFolderError: Naming what differs.
+        """
+        identity = json.loads(json.dumps(identity, default=str))
         stored = self.manifest()
         differences = [
             f"  {key}   {then} then, {now} now"

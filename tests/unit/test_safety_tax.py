@@ -42,6 +42,7 @@ def continuous(shift, n, *, name="nll", unit="nats/token", higher_is_better=Fals
 
 
 SIGNAL = scores(10, 150, 500, name="utility")  # the utility adapter against the base
+CONTROL = scores(10, 200, 500, name="utility")  # its answers against shuffled and against their own targets
 
 
 def evidence(gain, loss, **changes):
@@ -69,6 +70,7 @@ def report(gain, loss, *, signal=SIGNAL, over_refusal=None, proof=None, **settin
         over_refusal,
         signal,
         proof or evidence(gain, loss, **changes),
+        control=settings.pop("control", CONTROL),
         rng=np.random.default_rng(0),
         **settings,
     )
@@ -90,6 +92,14 @@ def gate(found, name):
 CLEAR_GAIN = scores(5, 130, 500)
 CLEAR_LOSS = scores(120, 10, 500, name="utility")
 NO_LOSS = scores(20, 20, 500, name="utility")
+
+
+def test_a_utility_metric_that_does_not_read_the_answers_carries_no_tax():
+    for control, status in ((scores(60, 62, 500, name="utility"), "fail"), (None, "unknown")):
+        found = report(CLEAR_GAIN, CLEAR_LOSS, control=control)
+        assert gate(found, "G10")["status"] == status
+        assert code(found) == "GAIN_UTILITY_NOT_MEASURABLE"
+        assert found["tax"] is None
 
 
 def test_two_of_2000_is_no_detectable_gain():

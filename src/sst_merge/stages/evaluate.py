@@ -227,21 +227,21 @@ def _whole_batches(file: Path, batches: list[list[str]]) -> int:
     """How many leading batches the file holds in full; a torn tail is cut off."""
     if not file.is_file():
         return 0
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    # Bytes: a torn tail may end inside a character, and splitlines() would also split at U+2028 inside an answer.
+    lines = file.read_bytes().split(b"\n")
     ids = []
-    for line in lines:
-        if not line.endswith("\n"):
+    for line in lines[:-1]:  # what follows the last line end is torn, or nothing
+        try:
+            ids.append(json.loads(line)["id"])
+        except (ValueError, KeyError, TypeError):
             break
-        ids.append(json.loads(line)["id"])
     done = position = 0
     for batch in batches:
         if ids[position : position + len(batch)] != batch:
             break
         position += len(batch)
         done += 1
-    if position < len(lines):
-        with file.open("r+", encoding="utf-8") as opened:
-            opened.truncate(len("".join(lines[:position]).encode()))
+    os.truncate(file, sum(len(line) + 1 for line in lines[:position]))
     return done
 
 

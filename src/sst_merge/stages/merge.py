@@ -125,7 +125,9 @@ def _energy_names() -> set[str]:
 
 def _sum(modules: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Energies over all modules."""
-    return {key: sum(values[key] for values in modules.values() if key in values) for key in _energy_names()}
+    return {
+        key: sum((values[key] for values in modules.values() if key in values), start=0.0) for key in _energy_names()
+    }
 
 
 def _kept(values: dict[str, Any]) -> dict[str, float | None]:

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sst_merge.adapter_io import AdapterHeader, check_pair, folder_sha256, read_config, read_headers, training_rows
+from sst_merge.adapter_io import (
+    AdapterHeader,
+    check_pair,
+    folder_sha256,
+    read_adapter,
+    read_config,
+    read_headers,
+    training_rows,
+)
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows
 from sst_merge.errors import ModelError
@@ -54,6 +62,8 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     """
     utility, safety = root / config.adapters.utility, root / config.adapters.safety
     modules = check_pair(utility, safety, allow_different_base=config.adapters.allow_different_base)
+    for folder in (utility, safety):
+        read_adapter(folder)  # a value that is not finite must show before the run folder is made
     shapes = module_shapes(config.base_model)
     for name, header in modules.items():
         if name not in shapes:

@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
+from sst_merge.adapter_io import folder_sha256
 from sst_merge.config import TaskConfig
 from sst_merge.data import Row
-from sst_merge.errors import RunFolderError
+from sst_merge.errors import ConfigError, RunFolderError
 from sst_merge.estimates import Estimate, mean, paired_difference, proportion
 from sst_merge.rendering import SCHEMA, render_html, render_markdown
 from sst_merge.run_folder import RunFolder, canonical_sha256
@@ -44,8 +46,14 @@ def report(made: Plan) -> dict[str, Any]:
         The contents of ``results.json``.
 
     Raises:
-        RunFolderError: If samples are missing or were evaluated on other prompts than the run file's.
+        ConfigError: If the run file asks for no evaluation.
+        RunFolderError: If the folder belongs to another run file, the adapter is not the one that was evaluated, or
+            samples are missing or were evaluated on other prompts than the run file's.
     """
+    if made.config.evaluation is None:
+        raise ConfigError("evaluation: the run file has no evaluation section, so there is nothing to report.")
+    made.folder.check(made.identity)
+    _check_adapter(made)
     results = assemble(made, read_records(made.folder, made))
     folder = made.folder
     folder.write_json(folder.results_file, results)
@@ -53,6 +61,20 @@ def report(made: Plan) -> dict[str, Any]:
     replace_file(folder.markdown_report, render_markdown(results))
     replace_file(folder.html_report, render_html(results))
     return results
+
+
+def _check_adapter(made: Plan) -> None:
+    """The adapter that a user would load must be the one whose answers are reported."""
+    evaluated = made.folder.read_json(made.folder.arm_file("merged"))["artefact_sha256"]
+    try:
+        found = folder_sha256(made.folder.adapter)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{error.filename} is missing. Use --replace to merge and evaluate again.") from error
+    if found != evaluated:
+        raise RunFolderError(
+            f"{made.folder.adapter} is not the adapter that was evaluated: its hash differs from "
+            f"{made.folder.arm_file('merged')}.\n  Use --replace to merge and evaluate again."
+        )
 
 
 def read_records(folder: RunFolder, made: Plan) -> Records:
@@ -70,7 +92,7 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
             file = folder.scores_file(arm, task)
             if not file.is_file():
                 raise RunFolderError(f"{file} is missing. Run: sst-merge evaluate FILE")
-            found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            found = _read_samples(file)
             by_id = {sample["id"]: sample for sample in found}
             if set(by_id) != {row.id for row in rows} or len(found) != len(rows):
                 raise RunFolderError(
@@ -83,6 +105,18 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
                 )
             samples[arm][task] = by_id
     return Records(samples, arms)
+
+
+def _read_samples(file: Path) -> list[dict[str, Any]]:
+    """One JSON object a line; an answer may hold U+2028, at which splitlines() would split, too."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+        samples = [json.loads(line) for line in lines if line]
+        if all(isinstance(sample, dict) and "id" in sample for sample in samples):
+            return samples
+    except ValueError:
+        pass
+    raise RunFolderError(f"{file} is damaged. Run: sst-merge evaluate FILE with --replace.")
 
 
 def assemble(made: Plan, records: Records) -> dict[str, Any]:
@@ -262,7 +296,28 @@ def _safety_tax(
         _paired(made, records, over, tasks[over].primary, **arms) if over else None,
         _paired(made, records, utility, tasks[utility].primary, reference="base", treatment="utility"),
         _evidence(made, records, tasks, treatment, manifest),
+        control=_control(made, records, utility, tasks[utility]),
         rng=_rng(made),
+    )
+
+
+def _control(made: Plan, records: Records, name: str, task: Task) -> PairedScores:
+    """The utility adapter's answers against other rows' targets (a seeded cyclic shift) and against their own."""
+    rows = made.inputs.evaluation[name]
+    shift = 1 + int(_rng(made).integers(max(1, len(rows) - 1)))
+    answers = [records.samples["utility"][name][row.id]["answer"] for row in rows]
+    shuffled = [
+        task.score(other, answer).value for other, answer in zip(rows[shift:] + rows[:shift], answers, strict=True)
+    ]
+    return PairedScores(
+        metric=f"{name}.{task.primary.name} on shuffled targets",
+        unit=task.primary.unit,
+        binary=task.primary.is_binary,
+        higher_is_better=task.primary.higher_is_better,
+        ids=tuple(f"{name}:{row.id}" for row in rows),
+        reference=np.array([np.nan if value is None else value for value in shuffled]),
+        treatment=records.values("utility", name, task.primary.name, rows),
+        clusters=_clusters(rows),
     )
 
 

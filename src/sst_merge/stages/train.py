@@ -286,8 +286,8 @@ def _card(
     )
     held_out = (
         "Measured on rows that were not trained on (greedy answers; refusals by XSTest's string match, which is not\n"
-        "validated on these answers):\n\n| task | n | base | adapter | difference in points, 95 % interval |\n|---|---|---|---|---|\n"
-        + table
+        "validated on these answers):\n\n"
+        "| task | n | base | adapter | difference in points, 95 % interval |\n|---|---|---|---|---|\n" + table
         if measured
         else "Not measured."
     )

