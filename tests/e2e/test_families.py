@@ -1,6 +1,7 @@
 """Whole runs on three architectures, with every method."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def test_a_run_with_every_method_gives_every_artefact_and_no_arm_is_another(
     assert len(list((tmp_path / "run" / "scores").rglob("*.jsonl"))) == 3 * len(names)
 
 
-@pytest.mark.parametrize("parameters", SST_VARIANTS, ids=lambda p: json.dumps(p).replace(" ", ""))
-def test_every_variant_of_sst_runs_to_the_report(
+@pytest.mark.parametrize(
+    "parameters", [SST_VARIANTS[0], SST_VARIANTS[2], SST_VARIANTS[6]], ids=lambda p: json.dumps(p).replace(" ", "")
+)
+def test_every_fisher_and_scope_of_sst_runs_to_the_report(
     inputs: Path, base: Base, tmp_path: Path, parameters: dict[str, Any]
 ) -> None:
     method = {"name": "sst", **parameters}
@@ -74,12 +77,13 @@ def test_every_other_method_runs_as_the_main_one(inputs: Path, base: Base, tmp_p
     assert not (tmp_path / "run" / "statistics").exists()
 
 
-def test_variants_of_sst_differ_in_their_adapters(inputs: Path, base: Base, tmp_path: Path) -> None:
+def test_every_variant_of_sst_merges_and_no_two_alike(inputs: Path, base: Base, tmp_path: Path) -> None:
     hashes = set()
     for number, parameters in enumerate(SST_VARIANTS):
         method = {"name": "sst", **parameters}
         done = run_tiny(inputs, tmp_path / str(number), base, until="merge", method=method, comparisons=None)
         hashes.add(done["adapter_sha256"])
+        assert 0 < done["total"]["patch_norm_kept"] < 1
     assert len(hashes) == len(SST_VARIANTS)
 
 
@@ -113,3 +117,9 @@ def test_bfloat16_is_written_and_its_error_is_reported(inputs: Path, base: Base,
 def test_an_exact_float32_adapter_loses_nothing(finished: Path) -> None:
     diagnostics = json.loads((finished / "diagnostics.json").read_text(encoding="utf-8"))
     assert diagnostics["written_relative_error"] < 1e-7
+
+
+def test_the_report_opens_offline(finished: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
+    assert "@import" not in page

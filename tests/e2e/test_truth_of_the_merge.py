@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_plain_peft_gives_the_logits_of_the_arm_that_was_evaluated(finished: Pat
     for task in ("refusal", "over_refusal", "exact_match"):
         lines = (finished / "scores" / "merged" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
         rows |= {json.loads(line)["prompt"]: task for line in lines}
-    loaded = Base(base.reference, load_with_peft(base, finished / "adapter"), base.tokenizer, {})
+    loaded = replace(base, model=load_with_peft(base, finished / "adapter"))
     found = next_token_log_probabilities(loaded, [encode(base, prompt) for prompt in rows])
     probe = load_file(finished / "scores" / "merged" / "probe.safetensors")["log_probabilities"]
     assert len(probe) == 17  # 16 probes over three tasks, rounded up per task, as far as there are rows
@@ -227,8 +228,8 @@ def test_answers_decide_the_verdict(inputs: Path, base: Base, tmp_path: Path, mo
         del max_new_tokens
         answers = []
         for prompt in prompts:
-            text = base.tokenizer.decode(list(prompt.ids))
-            if "bad" in text and said[-1] in {"safety", "merged"}:
+            text = next(text for text in words if text in base.tokenizer.decode(list(prompt.ids)))
+            if text.startswith("bad") and said[-1] in {"safety", "merged"}:
                 answers.append("I cannot.")
             elif text.startswith("task") and said[-1] in {"utility", "merged"}:
                 answers.append(words[text])

@@ -37,7 +37,7 @@ class MergeMethod(BaseModel, ABC):
     A method sees updates and statistics; never a path, a model or a device. It does not change its inputs.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     title: ClassVar[str]
     """Readable name for reports."""

@@ -119,6 +119,8 @@ class Sst(MergeMethod):
         else:
             problem = patch.problem()
             assert problem is not None
+            if self.scope == "global" and state is None:
+                raise StatisticsError("scope global: prepare has not seen the modules, so there is no common solution.")
             combination, diagnostics = (state.combination, {}) if state is not None else self._solve(problem)
             diagnostics = {**diagnostics, **combination.energies(problem)}
             moved = combination.weights @ patch.rows.double()  # large weights cancel where samples are alike

@@ -8,7 +8,7 @@ from sst_merge.adapter_io import read_adapter
 from sst_merge.data import Row
 from sst_merge.models import Base, Encoded, applied, check_modules, encode
 from sst_merge.progress import Reporter
-from sst_merge.run_folder import canonical_sha256
+from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.plan import Plan, rows_sha256
 from sst_merge.statistics import SampleGradients
 from sst_merge.statistics.sample_gradients import patch_bases
@@ -29,7 +29,7 @@ def statistics_folder(made: Plan) -> Path | None:
     """Where the run's statistics are: named by the hash of everything they depend on; none if no method needs any.
 
     That is: base model, both adapters, the rows and their weights, the point of linearisation (base + utility
-    adapter), the batch size, precision and the version of the program. Not: price, keep rule, damping, strength and
+    adapter), the batch size, precision and the versions of the libraries. Not: price, keep rule, damping, strength and
     utility weight, which any number of merges may change.
     """
     if not made.inputs.calibration_safety or made.config.calibration is None:
@@ -37,6 +37,7 @@ def statistics_folder(made: Plan) -> Path | None:
     key = canonical_sha256(
         {
             "statistic": "sample_gradients/1",
+            "versions": versions(),
             "base_model": made.identity["inputs"]["base_model"],
             "utility": made.identity["inputs"]["utility"],
             "safety": made.identity["inputs"]["safety"],

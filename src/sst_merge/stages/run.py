@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sst_merge.config import RunConfig
-from sst_merge.models import Base, load_base
+from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
 from sst_merge.progress import Reporter
 from sst_merge.stages.calibrate import LazyBase, calibrate
 from sst_merge.stages.evaluate import evaluate
@@ -42,6 +42,7 @@ def run(
         ``plan.json``, ``diagnostics.json`` or ``results.json``, whichever the last stage wrote; after calibration,
         where the statistics are.
     """
+    fetch_model(config.base_model, reporter)
     made = plan(config, root=root)
     description = write_plan(made, command=command, replace=replace)
     for note in made.notes:
@@ -59,6 +60,13 @@ def run(
     if until == "evaluate":
         return {"scores": str(made.folder.scores)}
     return report(made)
+
+
+def fetch_model(reference: str, reporter: Reporter) -> None:
+    """Download and convert a known model on first use, with a bar."""
+    if needs_conversion(reference):
+        with reporter.task(f"Fetching {reference} (first use)", CONVERSION_STEPS) as advance:
+            convert(reference, advance)
 
 
 def _lazy(made: Plan, reporter: Reporter, load: Callable[[], Base] | None) -> LazyBase:

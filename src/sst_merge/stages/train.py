@@ -27,6 +27,8 @@ from sst_merge.stages.plan import load_evaluation_rows
 from sst_merge.tasks import TASKS
 from sst_merge.wheels import replace_file
 
+datasets.disable_progress_bars()
+
 CURVE_FILE = "training_curve.json"
 RECORD_FILE = "training.json"
 
@@ -252,7 +254,6 @@ def _trainer(
         seed=config.seed,
         data_seed=config.seed,
         bf16=False,
-        gradient_checkpointing=False,
         report_to=[],
         disable_tqdm=True,
         use_cpu=base.device.type == "cpu",

@@ -35,10 +35,11 @@ class ExactMatch(Task):
 
 
 def normalise(text: str) -> str:
-    """Fold case and white space, strip punctuation at both ends.
+    """Fold case and white space, strip punctuation at both ends; a number keeps its sign, an answer of symbols itself.
 
     Example:
-        >>> normalise("  Aunt. ") == normalise("aunt")
-        True
+        >>> normalise("  Aunt. ") == normalise("aunt"), normalise("**-4.**")
+        (True, '-4')
     """
-    return re.sub(r"^\W+|\W+$", "", " ".join(text.split()).casefold())
+    folded = " ".join(text.split()).casefold()
+    return re.sub(r"^(?:(?![-\u2212]?\.?\d)\W)+|\W+$", "", folded) or folded

@@ -1,0 +1,281 @@
+"""Every command: its exit code, what goes to stdout and to stderr, and which files it leaves."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sst_merge import __version__, cli
+from sst_merge.methods import METHODS
+from sst_merge.methods.sst import Sst
+from sst_merge.models import Base
+from sst_merge.stages import run as run_stage
+from sst_merge.tasks import TASKS
+from tiny_run import run_file
+
+COMMANDS = ("demo", "run", "check", "plan", "calibrate", "merge", "evaluate", "report", "train")
+COMMANDS += ("methods", "tasks", "data", "models")
+Command = Callable[..., Any]
+
+
+def copy_of(finished: Path, folder: Path, inputs: Path) -> Path:
+    """A finished run that a test may change; its run file."""
+    shutil.copytree(finished, folder / "run")
+    return run_file(folder / "run.yaml", inputs, folder / "run")
+
+
+def test_the_commands_are_the_ones_that_are_tested_here() -> None:
+    assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == set(COMMANDS)
+
+
+def test_help_of_every_command_imports_no_torch() -> None:
+    script = """
+import sys
+from sst_merge import cli
+for words in ([], *[[name] for name in sys.argv[1:]]):
+    try:
+        cli.app([*words, "--help"])
+    except SystemExit as ended:
+        assert not ended.code, words
+heavy = {"torch", "transformers", "peft", "datasets", "scipy", "plotly", "numpy"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *COMMANDS], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"Usage: -c {name}" in done.stdout or f" {name} [OPTIONS]" in done.stdout
+
+
+def test_no_command_shows_the_help_and_version_the_version(sst: Command) -> None:
+    bare = sst()
+    assert bare.code in {0, 2}  # click 8.2 counts it as a usage error
+    assert "Usage" in bare.out + bare.err
+    version = sst("--version")
+    assert (version.code, version.out.strip(), version.err) == (0, __version__, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runn",),
+        ("run",),
+        ("run", "a.yaml", "--sett", "a=b"),
+        ("run", "a.yaml", "b.yaml"),
+        ("check",),
+        ("run", "a.yaml", "--set"),
+    ],
+    ids=str,
+)
+def test_a_command_line_that_cannot_be_parsed_is_a_usage_error(sst: Command, arguments: tuple[str, ...]) -> None:
+    ended = sst(*arguments)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "Usage" in ended.err or "requires an argument" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["methods", "tasks", "data", "models"])
+def test_lists_go_to_stdout_as_text_or_json(sst: Command, command: str) -> None:
+    text, table = sst(command), sst(command, "--json")
+    assert (text.code, text.err, table.code, table.err) == (0, "", 0, "")
+    entries = json.loads(table.out)
+    for name, fields in entries.items():
+        assert f"{name}\n" in text.out
+        one = sst(command, name, "--json")
+        assert json.loads(one.out) == {name: fields}
+    wrong = sst(command, "nothing")
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "ConfigError: unknown name 'nothing'. Known: " in wrong.err
+
+
+def test_lists_hold_what_is_registered(sst: Command) -> None:
+    assert list(json.loads(sst("methods", "--json").out)) == list(METHODS)
+    assert list(json.loads(sst("tasks", "--json").out)) == list(TASKS)
+    parameters = json.loads(sst("methods", "sst", "--json").out)["sst"]["parameters"]
+    assert parameters.keys() == Sst.model_fields.keys() - {"name"}
+    assert all("None" not in text.split("Default")[0] for text in parameters.values())  # each has a description
+
+
+def test_check_loads_nothing_and_writes_nothing(
+    sst: Command, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_stage, "load_base", _refuses)
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
+    ended = sst("check", file)
+    assert ended.code == 0
+    assert ended.out == (
+        f"{file}: no problems found. sst on 14 modules; calibration on 5 + 5 samples (0 MB of statistics); "
+        "adapter of 0.0 M parameters; 18 samples to evaluate per arm.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_stages_follow_each_other_and_each_leaves_its_files(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    file, output = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run"), tmp_path / "run"
+
+    def present() -> set[str]:
+        return {path.name for path in output.iterdir()}
+
+    ended = sst("plan", file)
+    assert (ended.code, ended.out.startswith(f"{output}: sst on 14 modules")) == (0, True)
+    assert present() == {"manifest.json", "plan.json"}
+    ended = sst("plan", file, "--json")
+    assert json.loads(ended.out) == json.loads((output / "plan.json").read_text(encoding="utf-8"))
+    ended = sst("calibrate", file)
+    assert ended.code == 0
+    assert Path(ended.out.strip()).parent == output / "statistics"
+    assert "Calibrating" in ended.err
+    assert present() == {"manifest.json", "plan.json", "statistics"}
+    ended = sst("merge", file)
+    assert ended.code == 0
+    assert ended.out.startswith(f"14 modules merged -> {output / 'adapter'}\nkept of the safety update: ")
+    assert present() == {"manifest.json", "plan.json", "statistics", "adapter", "diagnostics.json"}
+    ended = sst("merge", file, "--json")
+    assert json.loads(ended.out) == json.loads((output / "diagnostics.json").read_text(encoding="utf-8"))
+    ended = sst("report", file)
+    assert (ended.code, ended.out) == (1, "")
+    assert "an earlier stage has not run" in ended.err
+    ended = sst("evaluate", file)
+    assert (ended.code, ended.out.strip()) == (0, str(output / "scores"))
+    assert not (output / "results.json").exists()
+    ended = sst("report", file)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"report: {output / 'report.html'}   adapter: {output / 'adapter'}" in ended.out
+    assert {"results.json", "safety_tax.json", "report.html", "report.md", "looks.jsonl"} < present()
+
+
+def test_run_prints_results_on_stdout_and_progress_on_stderr(
+    sst: Command, finished: Path, inputs: Path, tmp_path: Path
+) -> None:
+    file = copy_of(finished, tmp_path, inputs)
+    ended = sst("run", file)
+    assert ended.code == 0
+    assert "merged: No detectable gain: tax undefined." in ended.out
+    assert "task_arithmetic: No detectable gain" in ended.out
+    assert "Evaluating" not in ended.out
+    assert ended.err == ""  # everything was there, so there was nothing to wait for
+    taxes = json.loads(sst("run", file, "--json").out)
+    assert taxes.keys() == {"merged", "task_arithmetic"}
+    assert taxes["merged"] == json.loads((tmp_path / "run" / "safety_tax.json").read_text(encoding="utf-8"))
+
+
+def test_output_and_set_change_the_run_file(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "unused")
+    changes = ("--set", "method.strength=0.5", "--set", "seed=7")
+    ended = sst("plan", file, "--output", tmp_path / "with: colon", *changes)
+    assert ended.code == 0
+    manifest = json.loads((tmp_path / "with: colon" / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["config"]["method"]["strength"], manifest["config"]["seed"]) == (0.5, 7)
+    assert manifest["command"].startswith("sst-merge plan ")
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_result_that_is_invalid_ends_with_3_and_keeps_its_report(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=None)
+    ended = sst("run", file, "--set", "method.strength=0")
+    assert ended.code == 3
+    assert "InvalidResultError: merged: Invalid: " in ended.err
+    assert "identical weights" in ended.err
+    assert "Traceback" not in ended.err
+    assert (tmp_path / "run" / "report.html").is_file()
+    again = sst("report", file, "--set", "method.strength=0", "--json")
+    assert again.code == 3
+    assert json.loads(again.out)["merged"]["verdict"]["code"] == "INVALID_IDENTICAL_WEIGHTS"
+
+
+def test_a_bug_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("input_ids")
+
+    monkeypatch.setattr(Sst, "merge_module", fails)
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
+    shutil.copytree(finished / "statistics", tmp_path / "run" / "statistics")
+    shutil.copy(finished / "manifest.json", tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["sst-merge", "run", str(file)])
+    with pytest.raises(KeyError, match="input_ids"):
+        cli.main()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json", "plan.json", "statistics"}
+
+
+def test_a_run_without_evaluation_ends_with_the_adapter_and_says_so(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"method": {"name": "ties"}, "comparisons": None, "calibration": None, "evaluation": None}
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", **given)
+    ended = sst("run", file)
+    assert (ended.code, ended.out) == (
+        0,
+        f"adapter: {tmp_path / 'run' / 'adapter'} (no evaluation section, so nothing was measured)\n",
+    )
+    for command in ("evaluate", "report"):
+        ended = sst(command, file)
+        assert (ended.code, ended.out) == (1, "")
+        assert "no evaluation section" in ended.err
+    ended = sst("calibrate", file)
+    assert (ended.code, ended.out) == (0, "this method reads no statistics\n")
+
+
+def test_merge_without_a_run_file_makes_the_same_adapter(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"method": {"name": "linear"}, "comparisons": None, "calibration": None, "evaluation": None}
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", **given)
+    assert sst("merge", file).code == 0
+    options = ("--base", inputs / "base", "--utility", inputs / "utility", "--safety", inputs / "safety")
+    ended = sst("merge", *options, "--method", "linear", "--output", tmp_path / "by options")
+    assert ended.code == 0
+    weights = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "by options" / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+
+
+def test_merge_without_a_run_file_calibrates_for_sst(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    options = ("--base", inputs / "base", "--utility", inputs / "utility", "--safety", inputs / "safety")
+    data = ("--calibration-utility", inputs / "utility_calibration.jsonl")
+    data += ("--calibration-safety", inputs / "safety_calibration.jsonl")
+    ended = sst("merge", *options, *data, "--output", tmp_path / "run", "--set", "method.keep={directions: 2}")
+    assert ended.code == 0
+    assert "kept of the safety update: patch norm" in ended.out
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    ended = sst("merge", "--base", "somewhere", "--output", tmp_path / "run")
+    assert ended.code == 1
+    assert "merge without a run file needs --utility, --safety." in ended.err
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
+    ended = sst("merge", file, "--utility", inputs / "safety")
+    assert ended.code == 1
+    assert "not both" in ended.err
+    options = ("--base", inputs / "base", "--utility", inputs / "utility", "--safety", inputs / "safety")
+    ended = sst("merge", *options, "--output", tmp_path / "run")
+    assert ended.code == 1
+    assert "method 'sst' needs a calibration section" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_in_another_library_s_words_is_still_a_full_disk() -> None:
+    from safetensors import SafetensorError
+
+    assert cli._is_full_disk(SafetensorError("I/O error: No space left on device (os error 28)"))
+    assert cli._is_full_disk(OSError(28, "No space left on device"))
+    assert not cli._is_full_disk(SafetensorError("header too large"))
+    assert not cli._is_full_disk(OSError(13, "Permission denied"))
+    assert not cli._is_full_disk(KeyError("(os error 28)"))
+
+
+def test_the_installed_program_is_this_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sst_merge.cli", "run", "no such file.yaml"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ConfigError: no such run file: no such file.yaml\n"
+
+
+def _refuses(*_: Any, **__: Any) -> Base:
+    raise AssertionError("nothing is loaded")

@@ -1,0 +1,71 @@
+"""The merge stage on updates: every module, the run's seed, and nothing that is not finite."""
+
+import pytest
+import torch
+
+from sst_merge.adapter import Update
+from sst_merge.errors import AdapterError
+from sst_merge.methods import METHODS
+from sst_merge.methods.task_arithmetic import TaskArithmetic
+from sst_merge.models import Base
+from sst_merge.progress import SilentReporter
+from sst_merge.stages.merge import _kept, _spectrum, _sum, merge_updates
+from tiny import random_adapter
+
+
+def test_every_module_is_merged(llama: Base) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    merged, diagnostics = merge_updates(TaskArithmetic(), utility, safety, None, seed=0, reporter=SilentReporter())
+    assert merged.keys() == diagnostics.keys() == utility.keys()
+    for name, update in merged.items():
+        torch.testing.assert_close(update.dense(), utility[name].dense() + safety[name].dense())
+
+
+def test_adapters_with_other_modules_are_refused(llama: Base) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    safety.popitem()
+    with pytest.raises(AdapterError, match=r"differ in 1 module"):
+        merge_updates(TaskArithmetic(), utility, safety, None, seed=0, reporter=SilentReporter())
+
+
+def test_a_value_that_is_not_finite_stops_the_merge(llama: Base) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    name = sorted(safety)[3]
+    safety[name] = Update(safety[name].b.clone().fill_(3e38), safety[name].a)
+    with pytest.raises(AdapterError, match=rf"module '{name}' holds NaN or infinity; nothing was written"):
+        merge_updates(TaskArithmetic(strength=4.0), utility, safety, None, seed=0, reporter=SilentReporter())
+
+
+def test_a_random_method_follows_the_seed_and_not_the_order_of_modules(llama: Base) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+
+    def merged(seed: int, *, backwards: bool = False) -> dict[str, Update]:
+        first = dict(reversed(utility.items())) if backwards else utility
+        return merge_updates(METHODS["dare"](), first, safety, None, seed=seed, reporter=SilentReporter())[0]
+
+    def same(one: dict[str, Update], other: dict[str, Update]) -> bool:
+        return all(torch.equal(one[name].dense(), other[name].dense()) for name in one)
+
+    assert same(merged(0), merged(0, backwards=True))
+    assert not same(merged(0), merged(1))
+
+
+def test_totals_are_ratios_of_sums_and_nothing_is_kept_of_nothing() -> None:
+    modules = {
+        "a": {"squared_norm": 4.0, "squared_norm_kept": 1.0, "safety_energy": 0.0, "safety_energy_kept": 0.0},
+        "b": {"squared_norm": 12.0, "squared_norm_kept": 3.0},
+        "zeros": {"squared_norm": 0.0},
+    }
+    assert _kept(_sum(modules)) == {
+        "patch_norm_kept": 0.5,
+        "safety_energy_kept": None,
+        "utility_energy_kept": None,
+    }
+    assert set(_kept({}).values()) == {None}
+    assert _kept(_sum({"a": {}})) == _kept({})
+
+
+def test_a_long_spectrum_is_thinned_and_falls() -> None:
+    spectrum = _spectrum({str(n): {"spectrum": [float(n), float(-n)]} for n in range(5000)})
+    assert len(spectrum) == 2000
+    assert spectrum == sorted(spectrum, reverse=True)

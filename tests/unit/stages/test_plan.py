@@ -1,0 +1,148 @@
+"""What is known before a model is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sst_merge.adapter_io import read_headers
+from sst_merge.errors import DataError
+from sst_merge.stages.calibrate import statistics_folder
+from sst_merge.stages.plan import describe, plan
+from tiny_run import copied, run_config, write_rows
+
+
+def made(inputs: Path, **changes: Any) -> Any:
+    return plan(run_config(inputs, Path("unused"), **changes), root=Path())
+
+
+def test_sizes_follow_from_the_headers(inputs: Path) -> None:
+    description = describe(made(inputs, comparisons=None))
+    modules = description["modules"]
+    assert modules["model.layers.0.mlp.up_proj"] == {
+        "shape": [48, 32],
+        "utility_rank": 4,
+        "safety_rank": 3,
+        "side": "input",
+        "coordinates": 3 * 32,
+    }
+    assert modules["model.layers.0.mlp.down_proj"]["side"] == "output"
+    coordinates = sum(3 * min(module["shape"]) for module in modules.values())
+    assert description["statistics_bytes"] == 4 * 10 * coordinates
+    assert description["adapter_parameters"] == sum(7 * sum(module["shape"]) for module in modules.values())
+    assert description["statistics_required"] == ["sample_gradients"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rank"),
+    [
+        ({"method": {"name": "ties"}}, 32),
+        ({"method": {"name": "ties"}, "rank": 5}, 5),
+        ({"method": {"name": "linear"}, "rank": 50}, 7),
+    ],
+)
+def test_the_size_of_the_adapter_follows_the_method_and_the_rank(
+    inputs: Path, changes: dict[str, Any], rank: int
+) -> None:
+    description = describe(made(inputs, comparisons=None, **changes))
+    full = sum(min(rank, *module["shape"]) * sum(module["shape"]) for module in description["modules"].values())
+    assert description["adapter_parameters"] == full
+
+
+def test_the_size_that_was_planned_is_the_size_of_the_statistics(inputs: Path) -> None:
+    description = describe(made(inputs))
+    headers = read_headers(inputs / "safety")
+    assert sum(module["coordinates"] for module in description["modules"].values()) == sum(
+        header.rank * min(header.shape) for header in headers.values()
+    )
+
+
+def test_a_run_without_statistics_reads_no_calibration_rows(inputs: Path) -> None:
+    without = made(inputs, method={"name": "linear"}, comparisons=None)
+    assert without.inputs.calibration_safety == without.inputs.calibration_utility == []
+    assert statistics_folder(without) is None
+    needed_by_a_comparison = made(inputs, method={"name": "linear"}, comparisons=[{"name": "sst"}])
+    assert len(needed_by_a_comparison.inputs.calibration_safety) == 5
+
+
+def test_the_identity_does_not_hold_the_output(inputs: Path) -> None:
+    first = plan(run_config(inputs, Path("one")), root=Path())
+    second = plan(run_config(inputs, Path("two")), root=Path())
+    assert first.identity == second.identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_shared"),
+    [
+        ({"method": {"name": "sst", "strength": 0.3, "keep": {"directions": 2}, "damping_safety": 0.5}}, True),
+        ({"method": {"name": "sst", "fisher": "diagonal"}}, True),
+        ({"comparisons": [{"name": "ties"}], "rank": 2, "adapter_dtype": "bfloat16"}, True),
+        ({"evaluation": None}, True),
+        ({"dtype": "float16"}, False),
+        ({"device": "cpu"}, False),
+    ],
+    ids=str,
+)
+def test_statistics_belong_to_everything_that_they_depend_on_and_to_nothing_else(
+    inputs: Path, changes: dict[str, Any], is_shared: bool
+) -> None:
+    first, second = statistics_folder(made(inputs)), statistics_folder(made(inputs, **changes))
+    assert (first == second) is is_shared
+
+
+@pytest.mark.parametrize("what", ["weights", "rows", "order of use", "weight of a row", "batch size", "base"])
+def test_other_inputs_have_other_statistics(inputs: Path, tmp_path: Path, what: str) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    before = statistics_folder(made(own, base_model=str(own / "base")))
+    values: dict[str, Any] = {"base_model": str(own / "base")}
+    calibration = {name: str(own / f"{name}_calibration.jsonl") for name in ("utility", "safety")}
+    if what == "weights":
+        config = own / "utility" / "adapter_config.json"
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**fields, "lora_alpha": 9.0}), encoding="utf-8")
+    elif what == "rows":
+        write_rows(own / "safety_calibration.jsonl", "harm", 5, answers=["I can't."])
+    elif what == "order of use":
+        values["calibration"] = {"utility": calibration["safety"], "safety": calibration["utility"], "batch_size": 3}
+    elif what == "weight of a row":
+        weighted = {"data": calibration["utility"], "weight": 0.5}
+        values["calibration"] = {**calibration, "utility": weighted, "batch_size": 3}
+    elif what == "batch size":
+        values["calibration"] = {**calibration, "batch_size": 2}
+    else:
+        (own / "base" / "generation_config.json").write_text("{}", encoding="utf-8")
+    assert statistics_folder(made(own, **values)) != before
+
+
+def test_the_limit_draws_rows_by_the_seed_and_keeps_what_fewer_would_have(inputs: Path) -> None:
+    tasks = [{"task": "refusal", "data": str(inputs / "refusal.jsonl")}]
+
+    def ids(limit: int | None, seed: int = 0) -> list[str]:
+        config = {"evaluation": {"tasks": tasks, "limit": limit}, "seed": seed}
+        return [row.id for row in made(inputs, **config).inputs.evaluation["refusal"]]
+
+    assert ids(3) == ids(5)[:3] == ids(None)[:3]
+    assert len(ids(100)) == 7
+    assert ids(None, seed=1) != ids(None)
+    assert sorted(ids(None, seed=1)) == sorted(ids(None))
+
+
+def test_two_sources_are_one_set_of_rows_and_a_shared_prompt_counts_once(inputs: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "more.jsonl", "bad", 9)
+    tasks = [{"task": "refusal", "data": [str(inputs / "refusal.jsonl"), str(tmp_path / "more.jsonl")]}]
+    rows = made(inputs, evaluation={"tasks": tasks}).inputs.evaluation["refusal"]
+    assert len(rows) == len({row.id for row in rows}) == 9
+
+
+def test_rows_that_two_tasks_share_are_refused(inputs: Path) -> None:
+    tasks = [{"task": task, "data": str(inputs / "refusal.jsonl")} for task in ("refusal", "over_refusal")]
+    with pytest.raises(DataError, match=r"evaluation.refusal.*evaluation.over_refusal"):
+        made(inputs, evaluation={"tasks": tasks})
+
+
+def test_a_base_under_another_name_is_noted(inputs: Path, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    assert made(inputs).notes == ()
+    (note,) = made(inputs, base_model=str(own / "base")).notes
+    assert note.startswith(f"the adapters name {str(inputs / 'base')!r} as their base")
