@@ -61,8 +61,10 @@ def check(file: File, overrides: Set = None) -> None:
     """Every problem in a run file, its adapters and its data; no weights are loaded, nothing is written."""
     from sst_merge.stages.plan import describe
     from sst_merge.stages.plan import plan as make_plan
+    from sst_merge.stages.run import fetch_model
 
     config = _load(file, overrides)
+    fetch_model(config.base_model, _reporter())
     description = describe(make_plan(config, root=Path()))
     for note in description["notes"]:
         _reporter().say(f"note: {note}")

@@ -24,6 +24,7 @@ from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
 from sst_merge.stages.plan import load_evaluation_rows
+from sst_merge.stages.run import fetch_model
 from sst_merge.tasks import TASKS
 from sst_merge.wheels import replace_file
 
@@ -69,6 +70,7 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
 
 def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporter: Reporter) -> list[dict[str, Any]]:
     """Train and write the adapter; the curve."""
+    fetch_model(config.base_model, reporter)
     reporter.say(f"Loading {config.base_model} ...")
     base = load_base(config.base_model, device=config.device, dtype="float32")
     for row in [*learn, *validation]:
