@@ -28,7 +28,7 @@ test: check     ## lint, types, layers, generated docs, then every test, the rea
 check: $(STAMP) ## format, lint, types, import layers, generated docs; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 

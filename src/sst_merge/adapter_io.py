@@ -324,14 +324,13 @@ def write_adapter(
     # PEFT takes keys for regular expressions that match the end of a name: unanchored, "proj" is "encoder.proj", too.
     pattern = {f"^{re.escape(name)}": value for name, value in sorted(ranks.items()) if value != rank}
     targets = like.get("target_modules")
+    if any(like.get(field) is not None for field in ("layers_to_transform", "layers_pattern", "exclude_modules")):
+        targets = sorted(kept)  # the names themselves: nothing is left to a pattern
     config = {
         "peft_type": "LORA",
         "task_type": like.get("task_type"),
         "base_model_name_or_path": like.get("base_model_name_or_path"),
         "target_modules": targets if targets is None or isinstance(targets, str) else sorted(targets),
-        "exclude_modules": like.get("exclude_modules"),
-        "layers_to_transform": like.get("layers_to_transform"),
-        "layers_pattern": like.get("layers_pattern"),
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": pattern,

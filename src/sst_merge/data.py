@@ -342,7 +342,8 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
         if needs_answer and source.answers is None and answer is None:
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
-        row = Row(content_id(prompt), prompt, answer, None if cluster is None else str(cluster), source.weight)
+        cluster = (str(cluster).strip() or None) if cluster is not None else None
+        row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
         rows.setdefault(row.id, row)
     return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
 

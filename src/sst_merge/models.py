@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -98,18 +99,35 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
     Raises:
         ModelError: If it cannot be loaded from safetensors without running foreign code, or has no chat template.
     """
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    precision = ("float32" if where == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    where, precision = placement(device, dtype)
     _config(reference)
     folder = _location(reference)
+    if reference in KNOWN_MODELS:
+        _check_converted(Path(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
     return prepare_base(reference, model.to(where), tokenizer)
+
+
+def placement(device: str, dtype: str) -> tuple[str, str]:
+    """Device and precision that ``auto`` stands for on this machine.
+
+    Raises:
+        ModelError: If there is no such device.
+    """
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        kind = torch.device(where).type
+    except RuntimeError as error:
+        raise ModelError(f"device: {device!r} is no torch device; use auto, cpu, cuda or cuda:0.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device: {device!r} was asked for, but torch sees no GPU here. Use auto or cpu.")
+    return where, ("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else dtype
 
 
 def prepare_base(reference: str, model: Any, tokenizer: Any) -> Base:
@@ -144,7 +162,21 @@ def needs_conversion(reference: str) -> bool:
 
 def _converted_folder(reference: str) -> Path:
     member = KNOWN_MODELS[reference]
-    return cache_folder() / "models" / f"{member.package}-{member.version}-{member.sha256[:12]}"
+    return cache_folder() / "models" / f"{member.package}-{member.version}-{member.sha256[:12]}-float32"
+
+
+def _check_converted(folder: Path) -> None:
+    """The converted copy must still be what was converted.
+
+    Raises:
+        ModelError: Naming the file that changed.
+    """
+    record = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
+    for name, sha256 in record["files"].items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
+            raise ModelError(
+                f"base_model: {folder / name} was changed after its conversion. Remove {folder} and run again."
+            )
 
 
 def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> Path:
@@ -173,7 +205,9 @@ def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> 
         plain.generation_config = quantised.generation_config
         plain.save_pretrained(folder)
         AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
-        record = {"source": f"{member.package}=={member.version}", "member": member.member, "sha256": member.sha256}
+        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+        source = f"{member.package}=={member.version}"
+        record = {"source": source, "member": member.member, "sha256": member.sha256, "files": files}
         (folder / "complete.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)
@@ -208,8 +242,11 @@ def module_shapes(reference: str) -> dict[str, tuple[int, int]]:
     Raises:
         ModelError: If the model cannot be found.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(reference), trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(_config(reference), trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(f"base_model: {reference!r} is no causal language model: {error}") from error
     return {name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()}
 
 

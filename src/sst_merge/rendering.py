@@ -662,6 +662,7 @@ def _provenance(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("Device and type", f"{run.get('device') or DASH}, {run.get('dtype') or DASH}"),
         ("Run folder", run.get("output")),
         ("Manifest sha256", run.get("manifest_sha256")),
+        *(("Note", note) for note in run.get("notes") or []),
     ]
     return [(title, DASH if value is None else str(value)) for title, value in rows]
 
@@ -939,11 +940,13 @@ def _spectrum_figure(values: list[float]) -> dict[str, Any]:
     decades = math.log10(max(values) / min(values))
     if decades < 8:  # else Plotly thins the ticks itself
         layout["yaxis"]["dtick"] = "D2" if decades < 2 else 1
+    step = -(-len(values) // 2000)  # a line of 2000 points looks like one of all; each keeps its true rank
+    shown = sorted({*range(0, len(values), step), len(values) - 1})
     trace = {
         "type": "scatter",
         "mode": "lines+markers" if len(values) <= 200 else "lines",
-        "x": list(range(1, len(values) + 1)),
-        "y": [float(f"{value:.5g}") for value in values],
+        "x": [index + 1 for index in shown],
+        "y": [float(f"{values[index]:.5g}") for index in shown],
         "line": {"color": ARM_STYLES["merged"][0], "width": 1.6},
         "marker": {"color": ARM_STYLES["merged"][0], "size": 4},
         "hovertemplate": "direction %{x}: λ = %{y:.3g}<extra></extra>",

@@ -92,7 +92,10 @@ class RunFolder:
         ):
             raise RunFolderError(f"output: {self.path} holds other files and no run. Choose an empty or a new folder.")
         if replace and self.manifest_file.is_file():
+            looks = self.looks_file.read_text(encoding="utf-8") if self.looks_file.is_file() else None
             shutil.rmtree(self.path)
+            if looks is not None:  # a look at the test samples is not undone by throwing its numbers away
+                replace_file(self.looks_file, looks)
         identity = {**identity, "versions": versions()}
         if self.manifest_file.is_file() and self._holds_results():
             self.check(identity)

@@ -136,7 +136,7 @@ class Evidence:
             difference of an arm against itself), optionally ``noise_floor_kl`` and ``share_identical_answers``.
         fallbacks: Steps that failed and were replaced, each as ``step (Error: message)``; empty in a sound run.
         incoherent_shares: Share of empty or degenerate answers in [0, 1], by arm.
-        selected_on_test: Whether the merge was chosen by its score on these samples.
+        selected_on_test: Whether the merge was chosen by its score on these samples; ``None`` if nobody declared it.
         looks: Times these samples were evaluated for a choice, this one included.
         seeds: Seeds of a stochastic merge that were evaluated.
         stochastic: Whether merging draws random numbers (e.g. DARE).
@@ -156,7 +156,7 @@ class Evidence:
     probe: Mapping[str, Number | None] | None
     fallbacks: tuple[str, ...]
     incoherent_shares: Mapping[str, Number | None] | None = None
-    selected_on_test: bool = False
+    selected_on_test: bool | None = None
     looks: int = 1
     seeds: int = 1
     stochastic: bool = False
@@ -540,8 +540,9 @@ def _selection(evidence: Evidence) -> _Gate:
     """G9: not selected on these samples, one look, enough seeds; sets flags only."""
     enough_seeds = not evidence.stochastic or evidence.seeds >= MINIMUM_SEEDS
     is_fine = not evidence.selected_on_test and evidence.looks == 1 and enough_seeds
+    status = "fail" if not is_fine else "pass" if evidence.selected_on_test is False else "unknown"
     keys = ("selected_on_test", "looks", "seeds", "stochastic")
-    return _Gate("G9", "pass" if is_fine else "fail", {key: getattr(evidence, key) for key in keys})
+    return _Gate("G9", status, {key: getattr(evidence, key) for key in keys})
 
 
 def _utility_signal(
@@ -628,7 +629,7 @@ def _flags(found: _Findings, judged: Sequence[PairedScores]) -> list[str]:
     unclustered = any(m.clusters is None or any(c is None for c in m.clusters) for m in judged)
     rules = {
         "JUDGE_NOT_VALIDATED": bool(e.judge) and not e.judge_validated,
-        "SELECTED_ON_TEST": e.selected_on_test or e.looks > 1,
+        "SELECTED_ON_TEST": bool(e.selected_on_test) or e.looks > 1,
         "ONE_SEED": e.stochastic and e.seeds < 2,
         "UNDERPOWERED": bool(found.gates["G8"].evidence.get("is_flagged", False)),
         "NO_CLUSTERS": unclustered,
@@ -732,6 +733,10 @@ def _no_signal(found: _Findings) -> str:
         return "the base is already at the ceiling of the metric"
     if evidence.get("ci") is None or evidence["direction"] == "unknown":
         return str(evidence["reason"])
+    if evidence["direction"] == "up":
+        return str(
+            evidence["reason"] or "the metric scores answers against shuffled targets as highly as against their own"
+        )
     interval = _interval(evidence["ci"], found.loss_unit)
     return (
         f"the utility adapter is not detectably better than the base "

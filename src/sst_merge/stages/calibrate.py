@@ -44,8 +44,7 @@ def statistics_folder(made: Plan) -> Path | None:
             "safety_rows": rows_sha256(made.inputs.calibration_safety),
             "utility_rows": rows_sha256(made.inputs.calibration_utility),
             "batch_size": made.config.calibration.batch_size,
-            "device": made.config.device,
-            "dtype": made.config.dtype,
+            **made.identity["placement"],
         }
     )
     return made.folder.statistics / key[:16]

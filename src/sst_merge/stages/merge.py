@@ -147,9 +147,7 @@ def _kept(values: dict[str, Any]) -> dict[str, float | None]:
 
 def _spectrum(modules: dict[str, dict[str, Any]]) -> list[float]:
     """Generalised eigenvalues of all modules together, falling; empty for methods without a spectrum."""
-    values = sorted((value for module in modules.values() for value in module.get("spectrum", [])), reverse=True)
-    step = max(1, len(values) // 2000)
-    return values[::step]
+    return sorted((value for module in modules.values() for value in module.get("spectrum", [])), reverse=True)
 
 
 def _written_loss(merged: Updates, written: Updates) -> float:

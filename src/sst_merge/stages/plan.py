@@ -16,7 +16,7 @@ from sst_merge.adapter_io import (
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows
 from sst_merge.errors import ModelError
-from sst_merge.models import model_identity, module_shapes
+from sst_merge.models import model_identity, module_shapes, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics.sample_gradients import choose_side
 
@@ -75,7 +75,9 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             )
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, utility, safety)
+    device, dtype = placement(config.device, config.dtype)
     identity = {
+        "placement": {"device": device, "dtype": dtype},
         "config": config.model_dump(mode="json", exclude={"output"}),
         "inputs": {
             "base_model": model_identity(config.base_model),
@@ -92,6 +94,13 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     notes = []
     if named and named != config.base_model:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
+    if not named:
+        notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
+    for name, folder in (("utility", utility), ("safety", safety)):
+        if not training_rows(folder):
+            notes.append(
+                f"the {name} adapter does not say what it was trained on: overlap with the test rows is unchecked"
+            )
     return Plan(config, root, RunFolder(config.output), inputs, modules, identity, tuple(notes))
 
 

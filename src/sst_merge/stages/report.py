@@ -1,7 +1,7 @@
 """Report: from the records of a run to estimates, Safety Tax and pages. Loads no model; can be run again at will."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,12 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
                     f"{file}: the prompts were tokenised differently than for the base. Use --replace."
                 )
             samples[arm][task] = by_id
+        for field in ("device", "dtype"):
+            if arms[arm][field] != arms["base"][field]:
+                raise RunFolderError(
+                    f"{folder.arm_file(arm)}: evaluated with {field} {arms[arm][field]}, the base with "
+                    f"{arms['base'][field]}; they cannot be compared. Use --replace."
+                )
     return Records(samples, arms)
 
 
@@ -171,6 +177,7 @@ def _run(made: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
         "versions": manifest["versions"],
         "timings_seconds": manifest["timings_seconds"],
         "fallbacks": manifest["fallbacks"],
+        "notes": list(made.notes),
     }
 
 
@@ -227,9 +234,19 @@ def _estimates(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dic
             for measure in (task.primary, task.secondary):
                 values = records.values(arm, name, measure.name, rows)
                 clusters = _clusters(rows)
-                estimate = mean(values, clusters=clusters) if clusters or not measure.is_binary else proportion(values)
+                estimate = _rate(values, clusters) if measure.is_binary else mean(values, clusters=clusters)
                 found.append({"arm": arm, "task": name, "measure": measure.name, **_estimate_fields(estimate)})
     return found
+
+
+def _rate(values: np.ndarray, clusters: tuple[str | None, ...] | None) -> Estimate:
+    """A proportion with the wider of its own and the clustered interval, inside [0, 1]."""
+    plain = proportion(values)
+    clustered = mean(values, clusters=clusters) if clusters else plain
+    if None in {plain.low, plain.high, clustered.low, clustered.high} or clustered is plain:
+        return plain
+    low, high = min(plain.low, max(0.0, clustered.low)), max(plain.high, min(1.0, clustered.high))
+    return replace(plain, low=low, high=high, method=f"{plain.method}, or {clustered.method} where wider")
 
 
 def _estimate_fields(estimate: Estimate) -> dict[str, Any]:

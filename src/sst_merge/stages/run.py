@@ -43,7 +43,9 @@ def run(
         where the statistics are.
     """
     fetch_model(config.base_model, reporter)
-    made = plan(config, root=root)
+    with reporter.task("Reading adapters and data", 1) as advance:
+        made = plan(config, root=root)
+        advance(1)
     description = write_plan(made, command=command, replace=replace)
     for note in made.notes:
         reporter.say(f"note: {note}")
@@ -74,9 +76,10 @@ def _lazy(made: Plan, reporter: Reporter, load: Callable[[], Base] | None) -> La
 
     @cache
     def loaded() -> Base:
-        reporter.say(f"Loading {made.config.base_model} ...")
-        if load is not None:
-            return load()
-        return load_base(made.config.base_model, device=made.config.device, dtype=made.config.dtype)
+        with reporter.task(f"Loading {made.config.base_model}", 1) as advance:
+            config = made.config
+            base = load() if load else load_base(config.base_model, device=config.device, dtype=config.dtype)
+            advance(1)
+            return base
 
     return LazyBase(loaded)

@@ -16,14 +16,14 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 
 from sst_merge.adapter_io import CONFIG_FILE, TRAINING_ROWS_FILE, read_adapter, write_adapter
 from sst_merge.config import DataSource, TrainConfig
-from sst_merge.data import Row, check_disjoint, load_rows
+from sst_merge.data import KNOWN, Row, check_disjoint, load_rows
 from sst_merge.errors import AdapterError, DataError
 from sst_merge.estimates import paired_difference, proportion
 from sst_merge.models import Base, encode, load_base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
-from sst_merge.stages.plan import load_evaluation_rows
+from sst_merge.stages.plan import load_evaluation_rows, rows_sha256
 from sst_merge.stages.run import fetch_model
 from sst_merge.tasks import TASKS
 from sst_merge.wheels import replace_file
@@ -58,13 +58,14 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
             **{f"evaluation.{task}": (row.id for row in rows) for task, rows in held_out.items()},
         }
     )
-    record = _record(config)
+    learnt = rows_sha256([*learn, *validation])
+    record = _record(config, learnt)
     curve = record["curve"] if record else _learn(config, learn, validation, reporter)
     if record and record["measured"] is not None:
         return config.output
     measured = _measure(config, held_out, reporter)
     replace_file(config.output / "README.md", _card(config, len(learn), len(validation), curve, measured))
-    write_record(config, measured)
+    replace_file(config.output / RECORD_FILE, _record_text(config, learnt, measured))
     return config.output
 
 
@@ -96,21 +97,18 @@ def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporte
         extra_files={
             CURVE_FILE: json.dumps(curve, indent=1) + "\n",
             TRAINING_ROWS_FILE: json.dumps({"ids": sorted(row.id for row in [*learn, *validation])}) + "\n",
-            RECORD_FILE: _record_text(config, None),
+            RECORD_FILE: _record_text(config, rows_sha256([*learn, *validation]), None),
         },
     )
     return curve
 
 
-def write_record(config: TrainConfig, measured: list[dict[str, Any]]) -> None:
-    """Write ``training.json``: the configuration, and what was measured on held-out rows."""
-    replace_file(config.output / RECORD_FILE, _record_text(config, measured))
-
-
-def _record_text(config: TrainConfig, measured: list[dict[str, Any]] | None) -> str:
+def _record_text(config: TrainConfig, learnt: str, measured: list[dict[str, Any]] | None) -> str:
+    """``training.json``: configuration, hash of the rows, and what was measured on held-out rows."""
     record = {
         "schema": "sst-merge/training/1",
         "config": _settings(config),
+        "rows_sha256": learnt,
         "versions": versions(),
         "evaluation": config.evaluation and config.evaluation.model_dump(mode="json"),
         "measured": measured,
@@ -123,15 +121,15 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
 
 
-def _record(config: TrainConfig) -> dict[str, Any] | None:
+def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
     """What an earlier training with the same configuration left; ``None`` if there is no adapter yet."""
     if not (config.output / CONFIG_FILE).is_file():
         return None
     file = config.output / RECORD_FILE
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if stored.get("config") != _settings(config):
+    if stored.get("config") != _settings(config) or stored.get("rows_sha256") != learnt:
         raise AdapterError(
-            f"output: {config.output} holds an adapter that another configuration trained; nothing was overwritten.\n"
+            f"output: {config.output} has an adapter of another configuration or other rows; nothing was changed.\n"
             "  Use another output folder, or remove this one."
         )
     curve = json.loads((config.output / CURVE_FILE).read_text(encoding="utf-8"))
@@ -154,7 +152,7 @@ def _measure(config: TrainConfig, rows: dict[str, list[Row]], reporter: Reporter
             task = TASKS[name]()
             values = {}
             for arm in ("base", "adapter"):
-                lines = folder.scores_file(arm, name).read_text(encoding="utf-8").splitlines()
+                lines = folder.scores_file(arm, name).read_text(encoding="utf-8").split("\n")[:-1]
                 by_id = {sample["id"]: sample[task.primary.name] for sample in map(json.loads, lines)}
                 values[arm] = np.array([by_id[row.id] for row in held_out], dtype=np.float64)
             difference = paired_difference(
@@ -278,6 +276,11 @@ def _trainer(
     )
 
 
+def _licence(reference: str) -> str:
+    """Licence of a known data set; a local file's is its folder's business."""
+    return f"licence {KNOWN[reference].member.licence}" if reference in KNOWN else "licence as stated beside it"
+
+
 def _card(
     config: TrainConfig, learnt: int, validated: int, curve: list[dict[str, Any]], measured: list[dict[str, Any]]
 ) -> str:
@@ -297,7 +300,8 @@ def _card(
     losses = [(entry["step"], entry["eval_loss"]) for entry in curve if "eval_loss" in entry]
     best = min(losses, key=lambda pair: pair[1]) if losses else None
     sources = "\n".join(
-        f"- `{source.data}`, split {source.split}" + (f", answers from `{source.answers}`" if source.answers else "")
+        f"- `{source.data}`, split {source.split}, {_licence(source.data)}"
+        + (f", answers from `{source.answers}`" if source.answers else "")
         for source in config.data
     )
     stopped = f"step {best[0]} (validation loss {best[1]:.4f})" if best else "the last step"

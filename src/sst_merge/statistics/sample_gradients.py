@@ -160,7 +160,7 @@ class SampleGradients:
         """
         folder.mkdir(parents=True, exist_ok=True)
         batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
-        _save(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+        bases = _fixed_bases(folder, bases)
         for number, positions in enumerate(batches):
             file = _batch_file(folder, number)
             if not file.exists():
@@ -219,6 +219,14 @@ class SampleGradients:
         is_safety = self.is_safety()
         totals = torch.where(is_safety, weights[is_safety].sum(), weights[~is_safety].sum())
         return rows * (weights / totals).sqrt().float()[:, None]
+
+
+def _fixed_bases(folder: Path, bases: Mapping[str, PatchBasis]) -> dict[str, PatchBasis]:
+    """The coordinates that the batches in the folder are in: those of its first start, whatever a new SVD rounds to."""
+    if not (folder / BASIS_FILE).is_file():
+        _save(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+    with safe_open(folder / BASIS_FILE, framework="pt") as file:
+        return {name: PatchBasis(basis.side, file.get_tensor(name)) for name, basis in bases.items()}
 
 
 def _batch_file(folder: Path, number: int) -> Path:
