@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def test_run_prints_results_on_stdout_and_progress_on_stderr(
     assert "merged: No detectable gain: tax undefined." in ended.out
     assert "task_arithmetic: No detectable gain" in ended.out
     assert "Evaluating" not in ended.out
-    assert ended.err == ""  # everything was there, so there was nothing to wait for
+    assert not re.search("Loading|Calibrating|Merging|Evaluating", ended.err)  # everything was there already
     taxes = json.loads(sst("run", file, "--json").out)
     assert taxes.keys() == {"merged", "task_arithmetic"}
     assert taxes["merged"] == json.loads((tmp_path / "run" / "safety_tax.json").read_text(encoding="utf-8"))

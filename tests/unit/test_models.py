@@ -318,6 +318,7 @@ def test_generation_stops_at_the_end_token_and_counts_it() -> None:
     assert lone.is_truncated
     assert lone.tokens == 3
     base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(0)  # ... so that argmax is token 0
+    base = prepare_base(base.reference, base.model, base.tokenizer)
     for completion in generate(base, prompts, max_new_tokens=3):
         assert completion.text == ""
         assert completion.tokens == 1

@@ -120,8 +120,15 @@ def test_a_safety_loss_with_a_utility_loss_is_no_tax_though_the_ratio_is_positiv
         assert found["tax"] is None
 
 
+def test_a_choice_that_nobody_declared_is_unknown_and_a_second_look_is_a_flag():
+    assert gate(report(CLEAR_GAIN, CLEAR_LOSS), "G9")["status"] == "unknown"
+    twice = report(CLEAR_GAIN, CLEAR_LOSS, looks=2)
+    assert gate(twice, "G9")["status"] == "fail"
+    assert "SELECTED_ON_TEST" in twice["verdict"]["flags"]
+
+
 def test_a_clear_gain_with_a_clear_loss_has_a_tax():
-    found = report(CLEAR_GAIN, CLEAR_LOSS)
+    found = report(CLEAR_GAIN, CLEAR_LOSS, selected_on_test=False)
     assert code(found) == "TAX"
     assert found["tax"]["estimate"] == pytest.approx(110 / 125)
     assert found["tax"]["ci"][0] < 110 / 125 < found["tax"]["ci"][1] <= 4 * found["tax"]["ci"][0]

@@ -243,7 +243,9 @@ def _rate(values: np.ndarray, clusters: tuple[str | None, ...] | None) -> Estima
     """A proportion with the wider of its own and the clustered interval, inside [0, 1]."""
     plain = proportion(values)
     clustered = mean(values, clusters=clusters) if clusters else plain
-    if None in {plain.low, plain.high, clustered.low, clustered.high} or clustered is plain:
+    if plain.low is None or plain.high is None or clustered.low is None or clustered.high is None:
+        return plain
+    if clustered is plain:
         return plain
     low, high = min(plain.low, max(0.0, clustered.low)), max(plain.high, min(1.0, clustered.high))
     return replace(plain, low=low, high=high, method=f"{plain.method}, or {clustered.method} where wider")

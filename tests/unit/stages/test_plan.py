@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sst_merge.adapter_io import read_headers
 from sst_merge.errors import DataError
@@ -80,7 +81,7 @@ def test_the_identity_does_not_hold_the_output(inputs: Path) -> None:
         ({"comparisons": [{"name": "ties"}], "rank": 2, "adapter_dtype": "bfloat16"}, True),
         ({"evaluation": None}, True),
         ({"dtype": "float16"}, False),
-        ({"device": "cpu"}, False),
+        ({"device": "cpu"}, not torch.cuda.is_available()),  # what auto stands for here
     ],
     ids=str,
 )
@@ -141,8 +142,13 @@ def test_rows_that_two_tasks_share_are_refused(inputs: Path) -> None:
         made(inputs, evaluation={"tasks": tasks})
 
 
+def test_unknown_training_rows_are_noted(inputs: Path) -> None:
+    notes = [note for note in made(inputs).notes if "does not say what it was trained on" in note]
+    assert [note.split()[1] for note in notes] == ["utility", "safety"]
+
+
 def test_a_base_under_another_name_is_noted(inputs: Path, tmp_path: Path) -> None:
     own = copied(inputs, tmp_path / "inputs")
-    assert made(inputs).notes == ()
-    (note,) = made(inputs, base_model=str(own / "base")).notes
+    assert not any("as their base" in note for note in made(inputs).notes)
+    (note,) = (note for note in made(inputs, base_model=str(own / "base")).notes if "as their base" in note)
     assert note.startswith(f"the adapters name {str(inputs / 'base')!r} as their base")
