@@ -80,7 +80,8 @@ def test_the_four_arms_have_four_hashes(finished: Path) -> None:
     results = read(finished / "results.json")
     assert results["run"]["fallbacks"] == []
     assert results["diagnostics"]["modules_merged"] == 210  # 30 layers of 7
-    assert 0 < results["diagnostics"]["patch_norm_kept"] < 1
+    assert results["diagnostics"]["patch_norm_kept"] != 1  # steered, neither dropped nor just added
+    assert 0 < results["diagnostics"]["utility_energy_kept"] < 0.5
     code = results["safety_tax"]["merged"]["verdict"]["code"]
     assert not code.startswith("INVALID"), results["safety_tax"]["merged"]["verdict"]["text"]
 
