@@ -18,6 +18,9 @@ is missing counts as failed. Source: measurement specification, sections 7.2 to 
 
 ``tax`` is null for ``TAX_UNBOUNDED`` as well: gate G7 failed, so the ratio has no upper limit to print.
 
+**What else is withheld**: an ``INVALID_*`` verdict leaves every estimate null, with the verdict as reason; the gates
+keep what they found. The net benefit is null unless G0, G1, G2 and G10 pass: a utility without signal has no price.
+
 **Gates that forbid a tax**: G0, G1, G2, G4 (where shares of incoherent answers are given), G6, G7, G10. The others,
 G5, G8 and G9, set a flag.
 """
@@ -284,7 +287,30 @@ def safety_tax(
         "net_benefit": [_net_benefit(found, covariance, float(weight)) for weight in lambdas],
         "gates": [{"id": gate.id, "status": gate.status, "evidence": gate.evidence} for gate in gates],
     }
+    if code.startswith("INVALID_"):
+        report |= _withheld(report, f"no result: {code}")
     return _plain(report | _provenance(evidence))
+
+
+def _withheld(report: dict[str, Any], reason: str) -> dict[str, Any]:
+    """The estimates of an invalid comparison: null, with the reason."""
+    quantities = {
+        key: None if report[key] is None else withheld(report[key], reason)
+        for key in ("gain", "loss", "over_refusal", "signal")
+    }
+    return quantities | {
+        "non_inferiority": report["non_inferiority"] | {"upper": None, "is_established": None},
+        "cov_gain_loss": None,
+        "fieller": {"shape": None, "lo": None, "hi": None, "unit": report["fieller"]["unit"]},
+        "net_benefit": [_no_benefit(row["lambda"], reason) for row in report["net_benefit"]],
+    }
+
+
+def withheld(entry: dict[str, Any], reason: str) -> dict[str, Any]:
+    """An estimate or a difference without its numbers: what it is and how many samples it had stay, and why."""
+    kept = {"arm", "task", "treatment", "reference", "metric", "measure", "unit", "n", "unscored", "n_clusters"}
+    lists = {"warnings": []} if "warnings" in entry else {}
+    return {key: value if key in kept else None for key, value in entry.items()} | lists | {"reason": reason}
 
 
 # Estimates ------------------------------------------------------------------------------------------------------
@@ -816,8 +842,11 @@ def _provenance(e: Evidence) -> dict[str, Any]:
 def _net_benefit(found: _Findings, covariance: float, weight: float) -> dict[str, Any]:
     """Net benefit at one weight, in the unit of the loss scores."""
     g, loss = found.gain, found.loss
+    closed = [name for name in ("G0", "G1", "G2", "G10") if found.gates[name].status != "pass"]
+    if closed:
+        return _no_benefit(weight, f"gate {', '.join(closed)} did not pass")
     if g.estimate is None or loss.estimate is None or not g.variance or not loss.variance:
-        return {"lambda": weight, "estimate": None, "ci": None, "p_positive": None, "reason": "no interval"}
+        return _no_benefit(weight, "no interval")
     dfs = [d.df for d in (g, loss) if d.df is not None]
     nb = net_benefit(
         g.estimate,
@@ -829,7 +858,12 @@ def _net_benefit(found: _Findings, covariance: float, weight: float) -> dict[str
         critical=max(g.critical or 0.0, loss.critical or 0.0),
         df=min(dfs) if dfs else None,
     )
-    return {"lambda": weight, "estimate": nb.estimate, "ci": nb.ci, "p_positive": nb.p_positive}
+    return {"lambda": weight, "estimate": nb.estimate, "ci": nb.ci, "p_positive": nb.p_positive, "reason": None}
+
+
+def _no_benefit(weight: float, reason: str) -> dict[str, Any]:
+    """Net benefit that must not be stated."""
+    return {"lambda": weight, "estimate": None, "ci": None, "p_positive": None, "reason": reason}
 
 
 def _non_inferiority(lost: Difference, delta: float) -> dict[str, Any]:

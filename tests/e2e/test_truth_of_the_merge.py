@@ -123,6 +123,11 @@ def test_a_safety_adapter_of_zeros_gives_no_result(inputs: Path, base: Base, tmp
     assert (tax["verdict"]["code"], tax["tax"]) == ("INVALID_IDENTICAL_WEIGHTS", None)
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "identical weights" in report
+    assert "no result: INVALID_IDENTICAL_WEIGHTS" in report
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    numbers = {(e["arm"], e["value"] is None) for e in results["estimates"]}
+    assert numbers == {("base", False), ("utility", False), ("safety", False), ("merged", True)}
+    assert {(d["estimate"], d["ci"], d["p"], d["b"]) for d in results["differences"]} == {(None, None, None, None)}
 
 
 def test_a_safety_adapter_of_tiny_noise_shows_no_gain_and_has_no_tax(inputs: Path, base: Base, tmp_path: Path) -> None:

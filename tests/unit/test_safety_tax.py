@@ -78,6 +78,12 @@ def report(gain, loss, *, signal=SIGNAL, over_refusal=None, proof=None, **settin
     assert not STRAY_WORDS.search(json.dumps(found))
     assert (found["tax"] is not None) is (found["verdict"]["code"] in {"TAX", "TAX_IMPRECISE"})
     assert re.search(r"\b(nan|inf|None)\b", found["verdict"]["text"]) is None
+    if found["verdict"]["code"].startswith("INVALID"):
+        entries = [found[key] for key in ("gain", "loss", "over_refusal", "signal") if found[key] is not None]
+        assert all((e["estimate"], e["ci"], e["p"]) == (None, None, None) for e in entries)
+        assert all((row["estimate"], row["ci"]) == (None, None) for row in found["net_benefit"])
+        assert {e["reason"] for e in [*entries, *found["net_benefit"]]} == {f"no result: {found['verdict']['code']}"}
+        assert (found["fieller"]["shape"], found["non_inferiority"]["upper"]) == (None, None)
     return found
 
 
@@ -335,11 +341,27 @@ def test_a_tax_of_unlike_units_says_so():
     assert (price["estimate"], price["p_positive"]) == pytest.approx((0.0, 0.5))
 
 
-def test_net_benefit_is_linear_and_always_there():
+def test_net_benefit_is_linear_and_there_without_a_gain():
     rows = report(scores(40, 42, 2000), CLEAR_LOSS)["net_benefit"]
     assert [row["lambda"] for row in rows] == [0.25, 0.5, 1.0, 2.0]
     assert [row["estimate"] for row in rows] == pytest.approx([w * 0.001 - 0.22 for w in (0.25, 0.5, 1, 2)])
     assert all(row["ci"][0] < row["estimate"] < row["ci"][1] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "closed"),
+    [
+        ({"signal": scores(20, 22, 500, name="utility")}, "G10"),
+        ({"control": None}, "G10"),
+        ({"probe": None}, "G2"),
+        ({"relative_weight_distance": None}, "G1"),
+    ],
+)
+def test_no_net_benefit_is_stated_where_its_gates_are_closed(changes, closed):
+    rows = report(CLEAR_GAIN, CLEAR_LOSS, **changes)["net_benefit"]
+    assert [(row["estimate"], row["p_positive"], row["reason"]) for row in rows] == [
+        (None, None, f"gate {closed} did not pass")
+    ] * 4
 
 
 def test_the_same_samples_in_both_metrics_covary_and_others_do_not():

@@ -15,7 +15,7 @@ from sst_merge.errors import ConfigError, RunFolderError
 from sst_merge.estimates import Estimate, mean, paired_difference, proportion
 from sst_merge.rendering import SCHEMA, render_html, render_markdown
 from sst_merge.run_folder import RunFolder, canonical_sha256
-from sst_merge.safety_tax import Evidence, PairedScores, safety_tax
+from sst_merge.safety_tax import Evidence, PairedScores, safety_tax, withheld
 from sst_merge.stages.evaluate import arm_names
 from sst_merge.stages.plan import Plan
 from sst_merge.tasks import TASKS, Measure, Task
@@ -131,17 +131,16 @@ def assemble(made: Plan, records: Records) -> dict[str, Any]:
     diagnostics = made.folder.read_json(made.folder.diagnostics_file)
     tasks = {config.task: TASKS[config.task]() for config in _task_configs(made)}
     treatments = ["merged", *(method.name for method in made.config.comparisons)]
+    taxes = {name: tax for name in treatments if (tax := _safety_tax(made, records, tasks, name, manifest)) is not None}
     return {
         "schema": SCHEMA,
         "title": made.config.output.name,
         "run": _run(made, manifest),
         "arms": [_arm_entry(made, records, name) for name in arm_names(made)],
         "tasks": [_task_entry(config, tasks[config.task], made) for config in _task_configs(made)],
-        "estimates": _estimates(made, records, tasks),
-        "differences": _differences(made, records, tasks, treatments),
-        "safety_tax": {
-            name: tax for name in treatments if (tax := _safety_tax(made, records, tasks, name, manifest)) is not None
-        },
+        "estimates": _without_invalid(_estimates(made, records, tasks), taxes),
+        "differences": _without_invalid(_differences(made, records, tasks, treatments), taxes),
+        "safety_tax": taxes,
         "diagnostics": {
             "modules_merged": diagnostics["modules_merged"],
             "written_relative_error": diagnostics["written_relative_error"],
@@ -154,6 +153,19 @@ def assemble(made: Plan, records: Records) -> dict[str, Any]:
         },
         "examples": _examples(made, records, tasks),
     }
+
+
+def _without_invalid(entries: list[dict[str, Any]], taxes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Estimates and differences, without the numbers of arms whose verdict is INVALID."""
+    invalid = {name: tax["verdict"]["code"] for name, tax in taxes.items()}
+    invalid = {name: code for name, code in invalid.items() if code.startswith("INVALID_")}
+
+    def kept(entry: dict[str, Any]) -> dict[str, Any]:
+        arms = [entry[key] for key in ("arm", "treatment", "reference") if key in entry]
+        codes = [invalid[arm] for arm in arms if arm in invalid]
+        return withheld(entry, f"no result: {codes[0]}") if codes else entry
+
+    return [kept(entry) for entry in entries]
 
 
 def _task_configs(made: Plan) -> list[TaskConfig]:
