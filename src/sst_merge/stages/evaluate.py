@@ -6,8 +6,9 @@ Samples are appended batch by batch; a killed evaluation goes on at the first ba
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan
 from sst_merge.statistics import SampleGradients
-from sst_merge.tasks import TASKS, Task
+from sst_merge.tasks import LmEval, Task
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 
 PROBES = 16
@@ -76,6 +77,7 @@ def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, repo
                 arm,
                 base(),
                 made.config.evaluation,
+                made.inputs.tasks,
                 made.inputs.evaluation,
                 made.folder,
                 reporter,
@@ -105,6 +107,7 @@ def evaluate_arm(
     arm: Arm,
     base: Base,
     evaluation: EvaluationConfig,
+    tasks: dict[str, Task],
     rows: dict[str, list[Row]],
     folder: RunFolder,
     reporter: Reporter,
@@ -116,15 +119,19 @@ def evaluate_arm(
     Args:
         arm: What to add to the base.
         base: The loaded model.
-        evaluation: Tasks and batch size.
+        evaluation: Batch size, and settings per task.
+        tasks: What scores the answers, by name.
         rows: Rows per task.
         folder: Where ``scores/`` is.
         reporter: Shows progress.
         reference: Updates of the reference arm (the utility adapter), for the distance between the weights.
     """
     with applied(base, arm.updates, arm.name) as weights:
-        for task in evaluation.tasks:
-            _evaluate_task(arm.name, base, task, rows[task.task], evaluation.batch_size, folder, reporter)
+        for config in evaluation.tasks:
+            where = folder.scores_file(arm.name, config.task)
+            score = _scorer(base, tasks[config.task], config, rows[config.task], evaluation.batch_size)
+            with reporter.task(f"Evaluating {arm.name}: {config.task}", len(rows[config.task])) as advance:
+                _append_samples(score, rows[config.task], where, advance)
         probe = _probe(arm.name, base, rows, folder)
     summary = {
         "arm": arm.name,
@@ -152,24 +159,37 @@ def relative_distance(updates: Updates, reference: Updates) -> float | None:
     return squared**0.5 / whole
 
 
-def _evaluate_task(
-    arm: str, base: Base, config: TaskConfig, rows: list[Row], batch_size: int, folder: RunFolder, reporter: Reporter
-) -> None:
-    """Append the samples that are missing, batch by batch."""
-    task = TASKS[config.task]()
+@dataclass(frozen=True)
+class _Scorer:
+    """How a task's rows are evaluated: which belong in one batch, and the records of a batch."""
+
+    batches: list[list[int]]
+    score: Callable[[list[int]], list[dict[str, Any]]]
+
+
+def _scorer(base: Base, task: Task, config: TaskConfig, rows: list[Row], batch_size: int) -> _Scorer:
+    if isinstance(task, LmEval):
+        model = cache(lambda: task.harness_model(base, batch_size))  # not made where nothing is missing
+        return _Scorer(
+            task.batches(rows, batch_size), lambda batch: task.evaluate(model(), [rows[index] for index in batch])
+        )
     prompts = [encode(base, row.prompt) for row in rows]
-    batches = length_sorted([len(prompt.ids) for prompt in prompts], batch_size)
-    file = folder.scores_file(arm, config.task)
-    done = _whole_batches(file, [[rows[index].id for index in batch] for batch in batches])
+    return _Scorer(
+        length_sorted([len(prompt.ids) for prompt in prompts], batch_size),
+        lambda batch: _score_batch(
+            base, task, config, [rows[index] for index in batch], [prompts[index] for index in batch]
+        ),
+    )
+
+
+def _append_samples(scorer: _Scorer, rows: list[Row], file: Path, advance: Callable[[int], None]) -> None:
+    """Append the samples that are missing, batch by batch."""
+    done = _whole_batches(file, [[rows[index].id for index in batch] for batch in scorer.batches])
     file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        reporter.task(f"Evaluating {arm}: {config.task}", len(rows)) as advance,
-        file.open("a", encoding="utf-8") as output,
-    ):
-        for number, batch in enumerate(batches):
+    with file.open("a", encoding="utf-8") as output:
+        for number, batch in enumerate(scorer.batches):
             if number >= done:
-                chosen = [rows[index] for index in batch]
-                lines = _score_batch(base, task, config, chosen, [prompts[index] for index in batch])
+                lines = scorer.score(batch)
                 output.write("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
                 output.flush()
                 os.fsync(output.fileno())
@@ -200,7 +220,7 @@ def _record(task: Task, row: Row, prompt: Encoded, completion: Completion, value
         "is_truncated": completion.is_truncated,
         task.primary.name: score.value,
         "reason": score.reason,
-        task.secondary.name: value,
+        **({task.secondary.name: value} if task.secondary else {}),
     }
 
 

@@ -19,6 +19,7 @@ from sst_merge.errors import ModelError
 from sst_merge.models import model_identity, module_shapes, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics.sample_gradients import choose_side
+from sst_merge.tasks import LmEval, Task, build_task
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Inputs:
     calibration_utility: list[Row]
     evaluation: dict[str, list[Row]]
     """By task name."""
+    tasks: dict[str, Task]
+    """What scores them, by task name."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     modules = check_pair(utility, safety, allow_different_base=config.adapters.allow_different_base)
     for folder in (utility, safety):
         read_adapter(folder)  # a value that is not finite must show before the run folder is made
-    shapes = module_shapes(config.base_model)
+    shapes = module_shapes(config.base_model, config.revision)
     for name, header in modules.items():
         if name not in shapes:
             raise ModelError(f"adapters: module '{name}' is not a linear module of base_model {config.base_model}.")
@@ -80,7 +83,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         "placement": {"device": device, "dtype": dtype},
         "config": config.model_dump(mode="json", exclude={"output"}),
         "inputs": {
-            "base_model": model_identity(config.base_model),
+            "base_model": model_identity(config.base_model, config.revision),
             "utility": folder_sha256(utility),
             "safety": folder_sha256(safety),
             "data": {
@@ -176,23 +179,50 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
     if calibration is not None and needs:
         safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
         utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
-    return Inputs(safety, utility, load_evaluation_rows(config.evaluation, seed=config.seed, root=root))
+    tasks = load_tasks(config.evaluation, root)
+    rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
+    return Inputs(safety, utility, rows, tasks)
 
 
-def load_evaluation_rows(evaluation: EvaluationConfig | None, *, seed: int, root: Path) -> dict[str, list[Row]]:
+def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, Task]:
+    """What scores the answers, by task name.
+
+    Raises:
+        ConfigError: If lm-eval is needed and missing, knows no such task, or a task may not run code.
+        DataError: If the data of a task of lm-eval cannot be loaded.
+    """
+    if evaluation is None:
+        return {}
+    return {
+        config.task: build_task(
+            config.task,
+            subtasks=config.subtasks,
+            fewshot=config.fewshot,
+            copy=root / config.data[0].data if config.data else None,
+            allow_code_execution=evaluation.allow_code_execution,
+        )
+        for config in evaluation.tasks
+    }
+
+
+def load_evaluation_rows(
+    evaluation: EvaluationConfig | None, tasks: dict[str, Task], *, seed: int, root: Path
+) -> dict[str, list[Row]]:
     """Rows per task, at most ``limit`` of each.
 
     Raises:
         DataError: See :func:`sst_merge.data.load_rows`.
     """
-    from sst_merge.tasks import TASKS
-
     found = {}
-    for number, task in enumerate(evaluation.tasks if evaluation else []):
-        key = f"evaluation.tasks.{number}"
-        rows = _load(task.data, seed, root, key, needs_answer=TASKS[task.task].needs_answer)
+    for number, config in enumerate(evaluation.tasks if evaluation else []):
+        task = tasks[config.task]
+        if isinstance(task, LmEval):
+            rows = task.rows(seed=seed, samples=config.samples)
+        else:
+            key = f"evaluation.tasks.{number}"
+            rows = _load(config.data or [], seed, root, key, needs_answer=task.needs_answer)
         rows.sort(key=lambda row: canonical_sha256([seed, row.id]))
-        found[task.task] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
+        found[config.task] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
     return found
 
 

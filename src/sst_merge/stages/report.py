@@ -18,7 +18,7 @@ from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.safety_tax import Evidence, PairedScores, safety_tax, withheld
 from sst_merge.stages.evaluate import arm_names
 from sst_merge.stages.plan import Plan
-from sst_merge.tasks import TASKS, Measure, Task
+from sst_merge.tasks import Measure, Task
 from sst_merge.tasks.judges import is_incoherent
 from sst_merge.wheels import replace_file
 
@@ -129,7 +129,7 @@ def assemble(made: Plan, records: Records) -> dict[str, Any]:
     """The contents of ``results.json``: every number of the report."""
     manifest = made.folder.manifest()
     diagnostics = made.folder.read_json(made.folder.diagnostics_file)
-    tasks = {config.task: TASKS[config.task]() for config in _task_configs(made)}
+    tasks = made.inputs.tasks
     treatments = ["merged", *(method.name for method in made.config.comparisons)]
     taxes = {name: tax for name in treatments if (tax := _safety_tax(made, records, tasks, name, manifest)) is not None}
     return {
@@ -215,7 +215,7 @@ def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
         "name": config.task,
         "family": task.family,
         "title": config.title or task.title,
-        "data": ", ".join(f"{source.data} ({source.split})" for source in config.data),
+        "data": ", ".join(f"{source.data} ({source.split})" for source in config.data or []) or "from the hub",
         "n": len(made.inputs.evaluation[config.task]),
         "judge": task.judge.name if task.judge else None,
         "judge_validated": task.judge.is_validated if task.judge else None,
@@ -228,7 +228,7 @@ def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
                 "higher_is_better": measure.higher_is_better,
                 "primary": measure is task.primary,
             }
-            for measure in (task.primary, task.secondary)
+            for measure in task.measures
         ],
     }
 
@@ -243,7 +243,7 @@ def _estimates(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dic
     for arm in arm_names(made):
         for name, task in tasks.items():
             rows = made.inputs.evaluation[name]
-            for measure in (task.primary, task.secondary):
+            for measure in task.measures:
                 values = records.values(arm, name, measure.name, rows)
                 clusters = _clusters(rows)
                 estimate = _rate(values, clusters) if measure.is_binary else mean(values, clusters=clusters)
@@ -275,7 +275,7 @@ def _differences(made: Plan, records: Records, tasks: dict[str, Task], treatment
     for treatment, reference in contrasts:
         for name, task in tasks.items():
             rows = made.inputs.evaluation[name]
-            for measure in (task.primary, task.secondary):
+            for measure in task.measures:
                 difference = paired_difference(
                     records.values(reference, name, measure.name, rows),
                     records.values(treatment, name, measure.name, rows),
@@ -336,9 +336,9 @@ def _control(made: Plan, records: Records, name: str, task: Task) -> PairedScore
     """The utility adapter's answers against other rows' targets (a seeded cyclic shift) and against their own."""
     rows = made.inputs.evaluation[name]
     shift = 1 + int(_rng(made).integers(max(1, len(rows) - 1)))
-    answers = [records.samples["utility"][name][row.id]["answer"] for row in rows]
+    answers = [records.samples["utility"][name][row.id] for row in rows]
     shuffled = [
-        task.score(other, answer).value for other, answer in zip(rows[shift:] + rows[:shift], answers, strict=True)
+        task.score_against(other, answer) for other, answer in zip(rows[shift:] + rows[:shift], answers, strict=True)
     ]
     return PairedScores(
         metric=f"{name}.{task.primary.name} on shuffled targets",

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sst_merge.config import RunConfig
+from sst_merge.config import RunConfig, model_settings
 from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
 from sst_merge.progress import Reporter
 from sst_merge.stages.calibrate import LazyBase, calibrate
@@ -78,7 +78,7 @@ def _lazy(made: Plan, reporter: Reporter, load: Callable[[], Base] | None) -> La
     def loaded() -> Base:
         with reporter.task(f"Loading {made.config.base_model}", 1) as advance:
             config = made.config
-            base = load() if load else load_base(config.base_model, device=config.device, dtype=config.dtype)
+            base = load() if load else load_base(**model_settings(config))
             advance(1)
             return base
 

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sst_merge.adapter_io import CONFIG_FILE, TRAINING_ROWS_FILE, read_adapter, write_adapter
-from sst_merge.config import DataSource, TrainConfig
+from sst_merge.config import DataSource, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, load_rows
 from sst_merge.errors import AdapterError, DataError
 from sst_merge.estimates import paired_difference, proportion
@@ -23,9 +23,9 @@ from sst_merge.models import Base, encode, load_base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
-from sst_merge.stages.plan import load_evaluation_rows, rows_sha256
+from sst_merge.stages.plan import load_evaluation_rows, load_tasks, rows_sha256
 from sst_merge.stages.run import fetch_model
-from sst_merge.tasks import TASKS
+from sst_merge.tasks import Task
 from sst_merge.wheels import replace_file
 
 datasets.disable_progress_bars()
@@ -50,7 +50,8 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
     """
     learn = _rows(config.data, "data", config.seed, root)
     validation = _rows(config.validation, "validation", config.seed, root)
-    held_out = load_evaluation_rows(config.evaluation, seed=config.seed, root=root)
+    tasks = load_tasks(config.evaluation, root)
+    held_out = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
     check_disjoint(
         {
             "data": (row.id for row in learn),
@@ -63,7 +64,7 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
     curve = record["curve"] if record else _learn(config, learn, validation, reporter)
     if record and record["measured"] is not None:
         return config.output
-    measured = _measure(config, held_out, reporter)
+    measured = _measure(config, tasks, held_out, reporter)
     replace_file(config.output / "README.md", _card(config, len(learn), len(validation), curve, measured))
     replace_file(config.output / RECORD_FILE, _record_text(config, learnt, measured))
     return config.output
@@ -73,7 +74,7 @@ def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporte
     """Train and write the adapter; the curve."""
     fetch_model(config.base_model, reporter)
     reporter.say(f"Loading {config.base_model} ...")
-    base = load_base(config.base_model, device=config.device, dtype="float32")
+    base = load_base(**model_settings(config))
     for row in [*learn, *validation]:
         length = len(encode(base, row.prompt, row.answer).ids)
         if length > config.max_length_tokens:
@@ -117,8 +118,11 @@ def _record_text(config: TrainConfig, learnt: str, measured: list[dict[str, Any]
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """What decides the adapter."""
-    return config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
+    """What decides the adapter; settings that came later count where they are not at their default."""
+    settings = config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
+    later = {name: TrainConfig.model_fields[name].default for name in ("revision", "chat_template", "dtype")}
+    later["micro_batch_size"] = None
+    return {key: value for key, value in settings.items() if key not in later or value != later[key]}
 
 
 def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
@@ -137,19 +141,21 @@ def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
     return {"curve": curve, "measured": stored["measured"] if same else None}
 
 
-def _measure(config: TrainConfig, rows: dict[str, list[Row]], reporter: Reporter) -> list[dict[str, Any]]:
+def _measure(
+    config: TrainConfig, tasks: dict[str, Task], rows: dict[str, list[Row]], reporter: Reporter
+) -> list[dict[str, Any]]:
     """Base and adapter on the held-out rows: rates with intervals and the paired difference."""
     if config.evaluation is None:
         return []
     updates = read_adapter(config.output).updates
-    base = load_base(config.base_model, device=config.device, dtype="float32")
+    base = load_base(**model_settings(config))
     measured = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         for arm in (Arm("base", {}, None), Arm("adapter", updates, None)):
-            evaluate_arm(arm, base, config.evaluation, rows, folder, reporter, reference=updates)
+            evaluate_arm(arm, base, config.evaluation, tasks, rows, folder, reporter, reference=updates)
         for name, held_out in rows.items():
-            task = TASKS[name]()
+            task = tasks[name]
             values = {}
             for arm in ("base", "adapter"):
                 lines = folder.scores_file(arm, name).read_text(encoding="utf-8").split("\n")[:-1]
@@ -231,6 +237,7 @@ def _steps(reporter: Reporter, role: str) -> Iterator[_Steps]:
 def _trainer(
     config: TrainConfig, base: Base, learn: list[Row], validation: list[Row], scratch: Path, steps: TrainerCallback
 ) -> Any:
+    rows_per_pass = config.micro_batch_size or config.batch_size
     settings = SFTConfig(
         output_dir=str(scratch / "steps"),
         completion_only_loss=True,
@@ -239,8 +246,9 @@ def _trainer(
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
+        per_device_train_batch_size=rows_per_pass,
+        per_device_eval_batch_size=rows_per_pass,
+        gradient_accumulation_steps=config.batch_size // rows_per_pass,
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=config.evaluate_every_steps,

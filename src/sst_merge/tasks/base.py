@@ -1,14 +1,15 @@
 """The contract of an evaluation task."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 from sst_merge.data import Row
 from sst_merge.tasks.judges import Judge
 
 Family = Literal["safety", "over_refusal", "utility"]
-Continuous = Literal["refusal_log_odds", "answer_nll"]
+Continuous = Literal["refusal_log_odds", "answer_nll", "none"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Measure:
 
     name: str
     title: str
-    unit: Literal["pp", "nats", "nats/token"]
+    unit: Literal["pp", "nats", "nats/token", "score"]
     is_binary: bool
     higher_is_better: bool
 
@@ -35,22 +36,31 @@ class Measure:
 class Task(ABC):
     """A way to score answers; the rows come from the run file."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    family: ClassVar[Family]
-    source: ClassVar[str]
-    needs_answer: ClassVar[bool]
+    name: str
+    title: str
+    family: Family
+    source: str
+    needs_answer: bool
     """Whether rows must carry a reference answer."""
-    max_new_tokens: ClassVar[int]
+    max_new_tokens: int
     """Default limit of generated tokens."""
-    primary: ClassVar[Measure]
+    primary: Measure
     """What :meth:`score` gives."""
-    secondary: ClassVar[Measure]
-    """The continuous measure beside it, from likelihoods."""
-    continuous: ClassVar[Continuous]
+    secondary: Measure | None
+    """The continuous measure beside it, from likelihoods; ``None`` where the task has none."""
+    continuous: Continuous
     """How the continuous measure is taken: log-odds of refusal openings, or the reference answer's likelihood."""
-    judge: ClassVar[Judge | None] = None
+    judge: Judge | None = None
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Primary and, where there is one, secondary measure."""
+        return (self.primary,) if self.secondary is None else (self.primary, self.secondary)
 
     @abstractmethod
     def score(self, row: Row, answer: str) -> Score:
         """Score an answer; pure, and blind to everything but the reference and the answer."""
+
+    def score_against(self, row: Row, sample: Mapping[str, Any]) -> float | None:
+        """Score a recorded answer against the reference of another row: the negative control of gate G10."""
+        return self.score(row, sample["answer"]).value

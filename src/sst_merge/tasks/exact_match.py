@@ -1,7 +1,6 @@
 """Exact match against a reference answer: the utility task for any prompts with short answers."""
 
 import re
-from typing import ClassVar
 
 from sst_merge.data import Row
 from sst_merge.tasks.base import Continuous, Family, Measure, Score, Task
@@ -11,19 +10,17 @@ from sst_merge.tasks.judges import refusal_label
 class ExactMatch(Task):
     """Share of prompts whose answer is the reference, case, white space and outer punctuation ignored."""
 
-    name: ClassVar[str] = "exact_match"
-    title: ClassVar[str] = "Exact match"
-    family: ClassVar[Family] = "utility"
-    source: ClassVar[str] = (
-        "normalisation after SQuAD's exact match (Rajpurkar et al. 2016, arXiv:1606.05250), articles kept"
-    )
-    needs_answer: ClassVar[bool] = True
-    max_new_tokens: ClassVar[int] = 16
-    primary: ClassVar[Measure] = Measure("correct", "accuracy", "pp", is_binary=True, higher_is_better=True)
-    secondary: ClassVar[Measure] = Measure(
+    name: str = "exact_match"
+    title: str = "Exact match"
+    family: Family = "utility"
+    source: str = "normalisation after SQuAD's exact match (Rajpurkar et al. 2016, arXiv:1606.05250), articles kept"
+    needs_answer: bool = True
+    max_new_tokens: int = 16
+    primary: Measure = Measure("correct", "accuracy", "pp", is_binary=True, higher_is_better=True)
+    secondary: Measure | None = Measure(
         "answer_nll", "NLL of the reference answer", "nats/token", is_binary=False, higher_is_better=False
     )
-    continuous: ClassVar[Continuous] = "answer_nll"
+    continuous: Continuous = "answer_nll"
 
     def score(self, row: Row, answer: str) -> Score:
         """1 if the normalised answer is the reference; a refusal or an empty answer is wrong, not unscored."""

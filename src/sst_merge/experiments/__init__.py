@@ -1,0 +1,1 @@
+"""Experiments: grids of run files, their result files and their tables."""
