@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,6 +166,109 @@ def train(file: File, overrides: Set = None, output: Output = None) -> None:
 
 
 @app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="exp1: safety gained and utility lost, on one model or several.")],
+    model: Annotated[
+        str,
+        typer.Option(help="smollm2-135m, mistral-7b, llama-3.1-8b, qwen-2.5-14b, all, a hub id or a folder."),
+    ] = "smollm2-135m",
+    mode: Annotated[str, typer.Option(help="minimal or full.")] = "minimal",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; one result for each.")] = "42",
+    use_adapters: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--use-adapters", metavar="UTILITY SAFETY", help="PEFT folders; trained here when left out.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="NAME=PATH",
+            help="Local copy of beavertails or mmlu; harmful, harmless: prompts; utility: prompts with answers.",
+        ),
+    ] = None,
+    utility: Annotated[
+        str | None, typer.Option(help="Utility task instead of the preset's: lm_eval:NAME or exact_match.")
+    ] = None,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option("--allow-code-execution", help="Let tasks such as lm_eval:humaneval run code the model wrote."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, how long it takes here and what is missing.")
+    ] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs; a run that is there is resumed.")] = Path("runs"),
+    results: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("results"),
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train or take adapters, calibrate, merge, evaluate, and write result files and their comparison."""
+    from sst_merge.experiments.exp1 import MODES, Exp1
+    from sst_merge.experiments.presets import ALL, preset
+
+    if name != "exp1":
+        raise ConfigError(f"unknown experiment '{name}'. Known: exp1.")
+    if mode not in MODES:
+        raise ConfigError(f"--mode {mode}: unknown mode. Known: {', '.join(MODES)}.")
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise ConfigError(f"--seeds {seeds}: expected whole numbers separated by commas, such as 42,123,456.")
+    sources = dict(_named(entry) for entry in data or [])
+    planned = [
+        Exp1(
+            preset=preset(one),
+            mode=mode,
+            seed=int(seed),
+            adapters=use_adapters,
+            data=sources,
+            utility=utility,
+            allow_code_execution=allow_code_execution,
+            overrides=tuple(overrides or ()),
+            runs=runs,
+            results=results,
+            repository=_repository() if one == "smollm2-135m" else None,
+        )
+        for one in (ALL if model == "all" else (model,))
+        for seed in seeds.split(",")
+    ]
+    if dry_run:
+        _print_forecasts(planned, as_json)
+        return
+    _run_experiments(planned, as_json)
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """``NAME=PATH`` as a pair."""
+    name, separator, path = entry.partition("=")
+    if not (separator and name and path):
+        raise ConfigError(f"--data {entry}: expected NAME=PATH, such as --data mmlu=mmlu_copy.")
+    return name, path
+
+
+def _print_forecasts(planned: list[Any], as_json: bool) -> None:
+    """What each experiment would do and what is missing."""
+    from sst_merge.experiments.dry_run import forecast, measure_speed, told
+
+    speed = measure_speed()
+    found = [forecast(one, speed) for one in planned]
+    typer.echo(json.dumps([one.to_dict() for one in found], indent=1) if as_json else "\n".join(map(told, found)))
+
+
+def _run_experiments(planned: list[Any], as_json: bool) -> None:
+    """Run one experiment after the other; the result files, and the table that compares them."""
+    from sst_merge.experiments.compare import compare, table
+    from sst_merge.experiments.exp1 import run_exp1
+
+    files = [run_exp1(one, reporter=_reporter(), command=_command())[0] for one in planned]
+    if as_json:
+        typer.echo(json.dumps([json.loads(file.read_text(encoding="utf-8")) for file in files], indent=1))
+        return
+    Console().print(table(compare(files)))
+    for file in files:
+        typer.echo(f"result: {file}   report: {json.loads(file.read_text(encoding='utf-8'))['run']}/report.html")
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Method to describe.")] = None, as_json: AsJson = False
 ) -> None:
@@ -223,6 +327,8 @@ def main() -> None:
     try:
         app()
     except SSTMergeError as error:
+        if error.__cause__ is not None and isinstance(error, InvalidResultError):
+            traceback.print_exception(error.__cause__)  # what broke a merge may be a mistake of ours
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:

@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
 from sst_merge.data import DataSource
@@ -23,6 +24,7 @@ from sst_merge.errors import ConfigError
 from sst_merge.methods import Method
 from sst_merge.models import CHAT_TEMPLATES
 from sst_merge.tasks import TASKS, is_lm_eval
+from sst_merge.tasks.lm_eval_task import PREFIX
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -84,7 +86,7 @@ class TaskConfig(Section):
 
     task: str
     """A name that ``sst-merge tasks`` lists, or ``lm_eval:<task>`` for any task of lm-evaluation-harness."""
-    data: Sources | None = None
+    data: Sources | None = Field(default=None, validate_default=True)
     """Rows to evaluate on. lm-eval's tasks bring their own from the hub; for them this is a local copy."""
     title: str = ""
     """How the report calls it; the task's own title when left out."""
@@ -105,11 +107,16 @@ class TaskConfig(Section):
             if self.max_new_tokens is not None:
                 raise ValueError("max_new_tokens is set by the lm_eval task itself")
             return self
-        if self.data is None:
-            raise ValueError(f"task '{self.task}' needs data")
         if (self.subtasks, self.samples, self.fewshot) != (None, None, None):
             raise ValueError("subtasks, samples and fewshot are for lm_eval tasks; give samples inside data")
         return self
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _there_where_needed(cls, value: Any, info: Any) -> Any:
+        if value is None and not is_lm_eval(info.data.get("task", PREFIX)):
+            raise PydanticCustomError("missing", "Field required")
+        return value
 
     @field_validator("task")
     @classmethod

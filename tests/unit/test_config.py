@@ -136,8 +136,8 @@ def test_a_method_without_a_name_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
     (found,) = problems(RUN.replace("task: refusal", "task: refusl"), tmp_path, RunConfig)
     assert found == (
-        "evaluation.tasks.0.task: unknown task. Did you mean 'refusal'? Known: refusal, over_refusal, exact_match "
-        "(got 'refusl')"
+        "evaluation.tasks.0.task: unknown task. Did you mean 'refusal'? Known: refusal, over_refusal, exact_match, "
+        "lm_eval:<task> (got 'refusl')"
     )
 
 
