@@ -1,0 +1,1 @@
+"""Experiments and what is read out of their result files."""
