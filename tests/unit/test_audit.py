@@ -366,6 +366,21 @@ def test_a_file_of_ours_with_nonsense_in_its_fields_is_still_audited(tmp_path: P
     assert not audit.supported
 
 
+@pytest.mark.parametrize("value", [None, True, -1, 1e300, math.nan, math.inf, "x", [], [[1]], {"a": 1}])
+@pytest.mark.parametrize("key", ["arms", "gates", "fallbacks", "comparisons", "intervals", "verdict", "total_samples"])
+def test_no_value_of_a_field_breaks_the_audit(tmp_path: Path, key: str, value: object) -> None:
+    audit = tampered(tmp_path, lambda fields: fields.update({key: value}))
+    json.dumps(audit.to_dict(), allow_nan=False)
+    assert said(audit)
+
+
+def test_a_comparison_with_the_name_of_the_merge_is_kept_apart(tmp_path: Path) -> None:
+    audit = tampered(
+        tmp_path, lambda fields: fields["comparisons"].update(sst=fields["comparisons"]["task_arithmetic"])
+    )
+    assert list(audit.claims) == ["sst (merged)", "task_arithmetic", "sst"]
+
+
 def test_text_markdown_and_json_hold_the_same_statements() -> None:
     audits = audit_files(LEGACY)
     text, page = as_text(audits), as_markdown(audits)

@@ -69,6 +69,9 @@ def test_a_continuous_measure_is_shown_in_its_own_unit(tmp_path: Path) -> None:
 def test_unscored_samples_stand_apart(tmp_path: Path) -> None:
     row = compare(files(tmp_path, own(unscored_samples=1)))[0]
     assert cell(row, "n (unscored)") == "49 (1)"
+    fields = own(unscored_samples=1)
+    fields["arms"]["merged"]["safety"] = {"value": 0.9, "n": 50, "unscored": 0}
+    assert cell(compare(files(tmp_path, fields))[0], "n (unscored)") == "50 (1)"
 
 
 def test_legacy_files_have_what_they_have_and_no_tax() -> None:

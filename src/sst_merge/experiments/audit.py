@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sst_merge.estimates import bonett_price, mcnemar, minimum_detectable_difference
-from sst_merge.experiments.files import ResultFile, count, mapping, number, pair, read_result, sequence
+from sst_merge.experiments.files import ResultFile, contrasts, count, mapping, number, pair, read_result, sequence
 from sst_merge.experiments.prototype import audit_legacy
 from sst_merge.experiments.statements import Audit, Statement, interval, p_value, points
 from sst_merge.safety_tax import UNSCORED_LIMIT
@@ -66,12 +66,9 @@ def audit_own(file: ResultFile) -> Audit:
         Findings and numbers. A claim is supported if nothing disagrees and nothing makes the result invalid.
     """
     fields = file.fields
-    contrasts = {str(mapping(fields.get("method")).get("name", "merged")): fields}
-    contrasts |= {str(name): mapping(block) for name, block in mapping(fields.get("comparisons")).items()}
     whole = _check_run(fields)
     statements, claims, numbers = [], {}, dict[str, Any]()
-    for position, (name, block) in enumerate(contrasts.items()):
-        arm = "merged" if position == 0 else name
+    for name, (arm, block) in contrasts(fields).items():
         checks = _check_contrast(block, fields, arm)
         checks.invalid[:0] = whole.invalid
         checks.unknown[:0] = whole.unknown
@@ -139,14 +136,16 @@ def _check_run(fields: Mapping[str, Any]) -> _Checks:
     elif not same:
         checks.agreed.append(f"The weights of all {len(known)} arms differ by hash.")
     fallbacks = fields.get("fallbacks")
+    checks.numbers["fallbacks"] = None if fallbacks is None else []
     if fallbacks is None:
         checks.unknown.append("Fallbacks are not recorded.")
     elif fallbacks:
-        listed = "; ".join(str(step) for step in fallbacks) if isinstance(fallbacks, list) else str(fallbacks)
-        checks.invalid.append(f"A step failed and was replaced: {listed}.")
+        steps = [str(step) for step in sequence(fallbacks)] or [str(fallbacks)]
+        checks.invalid.append(f"A step failed and was replaced: {'; '.join(steps)}.")
+        checks.numbers["fallbacks"] = steps
     else:
         checks.agreed.append("No step was replaced by a fallback.")
-    checks.numbers = {"identical_weights": same, "arms_without_hash": unhashed, "fallbacks": fallbacks}
+    checks.numbers |= {"identical_weights": same, "arms_without_hash": unhashed}
     _check_unscored(checks, fields)
     return checks
 

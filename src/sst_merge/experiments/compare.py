@@ -18,7 +18,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sst_merge.errors import ConfigError
-from sst_merge.experiments.files import ResultFile, count, legacy_numbers, mapping, number, pair, read_result, sequence
+from sst_merge.experiments.files import (
+    ResultFile,
+    contrasts,
+    count,
+    legacy_numbers,
+    mapping,
+    number,
+    pair,
+    read_result,
+    sequence,
+)
 from sst_merge.experiments.statements import Table, markdown_table
 
 DASH = "-"
@@ -203,17 +213,14 @@ def cells_of(row: Row) -> tuple[str, ...]:
 
 def _own_rows(file: ResultFile) -> list[Row]:
     """The merged arm and each comparison."""
-    fields = file.fields
-    name = mapping(fields.get("method")).get("name") or fields.get("merge_method_applied")
-    blocks = {str(name) if name else "merged": fields}
-    blocks |= {str(other): mapping(block) for other, block in mapping(fields.get("comparisons")).items()}
-    return [_own_row(file, method, block) for method, block in blocks.items()]
+    return [_own_row(file, method, arm, block) for method, (arm, block) in contrasts(file.fields).items()]
 
 
-def _own_row(file: ResultFile, method: str, block: Mapping[str, Any]) -> Row:
+def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) -> Row:
     """One merge as the file states it."""
     fields, intervals = file.fields, mapping(block.get("intervals"))
     total, unscored = count(fields.get("total_samples")), count(fields.get("unscored_samples"))
+    scored = count(mapping(mapping(mapping(fields.get("arms")).get(arm)).get("safety")).get("n"))
     verdict = mapping(block.get("verdict"))
     code = str(verdict.get("code") or "") or None
     tax = number(block.get("safety_tax")) if code is None or code.startswith("TAX") else None
@@ -231,7 +238,7 @@ def _own_row(file: ResultFile, method: str, block: Mapping[str, Any]) -> Row:
         mode=_text(fields.get("mode")),
         seed=count(fields.get("seed")),
         method=method,
-        n=None if total is None else total - (unscored or 0),
+        n=scored if scored is not None or total is None else total - (unscored or 0),
         unscored=unscored,
         refusal_baseline=number(fields.get("baseline_safety")),
         refusal_merged=number(block.get("merged_safety")),

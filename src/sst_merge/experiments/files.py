@@ -134,6 +134,22 @@ def legacy_numbers(fields: Mapping[str, Any]) -> Legacy:
     )
 
 
+def contrasts(fields: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The merges of a file of ours: the merged arm and each comparison.
+
+    Args:
+        fields: The JSON object.
+
+    Returns:
+        For each label (the method's name) the arm and the object with its numbers; the merged arm comes first.
+    """
+    others = {str(name): mapping(block) for name, block in mapping(fields.get("comparisons")).items()}
+    method = mapping(fields.get("method")).get("name") or fields.get("merge_method_applied")
+    label = str(method) if method else "merged"
+    first = f"{label} (merged)" if label in others else label
+    return {first: ("merged", fields)} | {name: (name, block) for name, block in others.items()}
+
+
 def number(value: Any) -> float | None:
     """The value as a finite float, or ``None``; truth values and text are no numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
