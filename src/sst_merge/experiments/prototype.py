@@ -436,8 +436,8 @@ def _tax_statement(found: Legacy, counts: Counts | None, numbers: dict[str, Any]
             f" The loss behind it is {found.tax:g} x {gain:g} = {loss:.3g}, {loss * counts.n:.1f} prompts' worth of "
             f"{counts.n:,} (of {questions:,} utility questions: {loss * questions:.1f}; two draws of the prototype's "
             f"random utility for as many questions differ by at least as much in {percent(chance)} "
-            f"of cases). With the same loss, the rule would have printed, with two prompts more in the denominator, "
-            f"{loss * counts.n / (counts.change + 2):.3g}, with two fewer, {_with_fewer(loss, counts)}."
+            f"of cases). With the same loss and two prompts more in the denominator the rule prints "
+            f"{loss * counts.n / (counts.change + 2):.3g}, with two fewer {_with_fewer(loss, counts)}."
         )
     return Statement("Tax", text)
 
