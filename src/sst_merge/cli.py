@@ -4,6 +4,7 @@ import errno
 import json
 import sys
 import traceback
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,10 @@ Set = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Throw an existing run in the output folder away.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Run folder, instead of the run file's.")]
+
+ResultFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files (JSON).", show_default=False)]
+
+TABLE_WIDTH = 280  # characters of a table that does not go to a terminal
 
 
 @app.command()
@@ -177,7 +182,10 @@ def experiment(
     use_adapters: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            "--use-adapters", metavar="UTILITY SAFETY", help="PEFT folders; trained here when left out.", show_default=False
+            "--use-adapters",
+            metavar="UTILITY SAFETY",
+            help="PEFT folders; trained here when left out.",
+            show_default=False,
         ),
     ] = None,
     data: Annotated[
@@ -256,14 +264,15 @@ def _print_forecasts(planned: list[Any], as_json: bool) -> None:
 
 def _run_experiments(planned: list[Any], as_json: bool) -> None:
     """Run one experiment after the other; the result files, and the table that compares them."""
-    from sst_merge.experiments.compare import compare, table
+    from sst_merge.experiments.compare import compare as compare_files
+    from sst_merge.experiments.compare import rich_table
     from sst_merge.experiments.exp1 import run_exp1
 
     files = [run_exp1(one, reporter=_reporter(), command=_command())[0] for one in planned]
     if as_json:
         typer.echo(json.dumps([json.loads(file.read_text(encoding="utf-8")) for file in files], indent=1))
         return
-    Console().print(table(compare(files)))
+    Console().print(rich_table(compare_files(files)))
     for file in files:
         typer.echo(f"result: {file}   report: {json.loads(file.read_text(encoding='utf-8'))['run']}/report.html")
 
@@ -311,6 +320,58 @@ def models(
     from sst_merge.models import KNOWN_MODELS
 
     _list(KNOWN_MODELS, name, as_json, lambda member: {"wheel": _wheel(member), "licence": member.licence})
+
+
+@app.command()
+def audit(
+    files: ResultFiles,
+    seed: Annotated[int, typer.Option(help="Of the simulation for files of the prototype.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of text.")] = False,
+) -> None:
+    """What result files of experiment 1 support, in plain words; reads files of the prototype, too."""
+    from sst_merge.experiments import statements
+    from sst_merge.experiments.audit import audit_files
+
+    if as_json and as_markdown:
+        raise ConfigError("give --json or --markdown, not both.")
+    audits = audit_files(files, seed)
+    if as_json:
+        typer.echo(json.dumps([found.to_dict() for found in audits], indent=1, allow_nan=False))
+    else:
+        typer.echo(statements.as_markdown(audits) if as_markdown else statements.as_text(audits))
+
+
+@app.command()
+def compare(
+    files: ResultFiles,
+    style: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="table, markdown, csv, html or json.")
+    ] = "table",
+    output: Annotated[Path | None, typer.Option("--output", help="File to write, instead of the terminal.")] = None,
+) -> None:
+    """One table over result files of experiment 1: gain, loss, tax or why there is none."""
+    from sst_merge.experiments import compare as comparison
+
+    rows = comparison.compare(files)
+    if style == "table":
+        with StringIO() as text:
+            to_terminal = output is None and sys.stdout.isatty()
+            console = Console() if to_terminal else Console(file=text, width=TABLE_WIDTH)
+            console.print(comparison.rich_table(rows))
+            result = text.getvalue().rstrip("\n")
+        if to_terminal:
+            return
+    else:
+        result = comparison.render(rows, style)
+    if output is None:
+        typer.echo(result)
+        return
+    try:
+        output.write_text(f"{result}\n", encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"--output {output} cannot be written ({error.strerror}). Give a file to write.") from None
+    typer.echo(f"{len(rows)} rows -> {output}")
 
 
 @app.callback(invoke_without_command=True)

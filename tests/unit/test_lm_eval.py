@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmlu_copy import SPLITS, question, write_csv_copy, write_hub_copy, write_table
-from tiny import FAMILIES, Family, random_adapter, tiny_base
 
+from mmlu_copy import SPLITS, question, write_csv_copy, write_hub_copy, write_table
 from sst_merge.errors import ConfigError, DataError
 from sst_merge.models import Base, applied
 from sst_merge.tasks import LmEval
 from sst_merge.tasks.local_copy import subjects
+from tiny import FAMILIES, Family, random_adapter, tiny_base
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Experiments: grids of run files, their result files and their tables."""
+"""Experiments and what is read out of their result files."""
