@@ -199,6 +199,9 @@ def experiment(
     utility: Annotated[
         str | None, typer.Option(help="Utility task instead of the preset's: lm_eval:NAME or exact_match.")
     ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="model or plain (for base models without a template), instead of the preset's.")
+    ] = None,
     allow_code_execution: Annotated[
         bool,
         typer.Option("--allow-code-execution", help="Let tasks such as lm_eval:humaneval run code the model wrote."),
@@ -224,7 +227,7 @@ def experiment(
     sources = dict(_named(entry) for entry in data or [])
     planned = [
         Exp1(
-            preset=preset(one),
+            preset=preset(one, chat_template=chat_template),
             mode=mode,
             seed=int(seed),
             adapters=use_adapters,

@@ -248,7 +248,8 @@ class TrainConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     """Rows per optimiser step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per backward pass, a divisor of batch_size; all of a step's when left out. Memory grows with it."""
+    """Rows per backward pass, a divisor of batch_size; all of a step's when left out. Set, it also trades time for
+    memory: activations are computed twice."""
     evaluate_every_steps: int = Field(default=20, ge=1)
     """Steps between two measurements of validation loss."""
     patience: int = Field(default=2, ge=1)

@@ -424,7 +424,7 @@ def train_config(experiment: Exp1, data: Prepared, role: Role) -> TrainConfig:
         },
         "learning_rate": 2e-4,
         "batch_size": batch,
-        "micro_batch_size": per_pass,
+        "micro_batch_size": None if gpu_memory_gb() is None else per_pass,
         "dtype": "auto",
         "seed": experiment.seed,
         "output": str(experiment.folder / "adapters" / role),

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,11 @@ def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporte
                 f"row {row.id} has {length} tokens, more than max_length_tokens = {config.max_length_tokens}."
             )
     with tempfile.TemporaryDirectory() as scratch:
-        with _steps(reporter, config.role) as steps:
+        with _steps(reporter, config.role) as steps, warnings.catch_warnings():
+            # PEFT and TRL read names that transformers has renamed; nobody who trains can do anything about it
+            warnings.filterwarnings(
+                "ignore", message=r".*gradient_checkpointing. is deprecated", category=FutureWarning
+            )
             trainer = _trainer(config, base, learn, validation, Path(scratch), steps)
             trainer.train()
         trainer.save_model(str(Path(scratch) / "best"))
@@ -264,6 +269,8 @@ def _trainer(
         bf16=False,
         report_to=[],
         disable_tqdm=True,
+        gradient_checkpointing=None,  # pyright: ignore[reportArgumentType]  (an old name that transformers warns of)
+        activation_checkpointing=config.micro_batch_size is not None,  # slower, for memory
         use_cpu=base.device.type == "cpu",
         dataloader_pin_memory=False,
     )
