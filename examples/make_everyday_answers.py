@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from sst_merge.data import DataSource, load_rows
-from sst_merge.models import Base, encode, generate, length_sorted, load_base
+from sst_merge.models import Base, encode, generate, length_sorted, load_base, read_prompts
 
 MAX_NEW_TOKENS = 40
 BATCH_SIZE = 64
@@ -31,7 +31,9 @@ def answers(base: Base, prompts: list[str]) -> dict[str, str]:
     encoded = [encode(base, prompt) for prompt in prompts]
     found: dict[str, str] = {}
     for batch in length_sorted([len(sample.ids) for sample in encoded], BATCH_SIZE):
-        completions = generate(base, [encoded[index] for index in batch], max_new_tokens=MAX_NEW_TOKENS)
+        completions = generate(
+            base, read_prompts(base, [encoded[index] for index in batch]), max_new_tokens=MAX_NEW_TOKENS
+        )
         found.update({prompts[index]: completion.text for index, completion in zip(batch, completions, strict=True)})
         print(f"{len(found)} of {len(prompts)}", flush=True)
     return found

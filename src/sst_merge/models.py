@@ -524,16 +524,44 @@ def answer_log_likelihood(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
     return (token_log_likelihood * wanted).sum(dim=1)
 
 
+@dataclass(frozen=True)
+class ReadPrompts:
+    """A batch of prompts that the model has read once: generation and likelihoods go on from its key-value cache."""
+
+    batch: Batch
+    first_logits: Float[Tensor, "batch 1 vocabulary"]
+    """For the answer's first token; float32 at least."""
+    cache: Any
+
+    @property
+    def length(self) -> int:
+        """Columns of the batch, the padding included."""
+        return self.batch.ids.shape[1]
+
+
 @torch.no_grad()
-def generate(base: Base, prompts: Sequence[Encoded], *, max_new_tokens: int) -> list[Completion]:
-    """Greedy answers to one batch of prompts."""
+def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
+    """One forward pass over a batch of prompts."""
     batch = collate(base, prompts)
+    read = base.model(
+        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=True
+    )
+    return ReadPrompts(batch, _at_least_float32(read.logits), read.past_key_values)
+
+
+@torch.no_grad()
+def generate(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Completion]:
+    """Greedy answers to one batch of prompts; the cache is left as it was."""
+    read.cache.crop(-1)  # the last column, which transformers reads again
     output = base.model.generate(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
+        input_ids=read.batch.ids,
+        attention_mask=read.batch.mask,
+        past_key_values=read.cache,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-    )[:, batch.ids.shape[1] :]
+    )[:, read.length :]
+    if written := read.cache.get_seq_length() - read.length:
+        read.cache.crop(-written)
     completions = []
     for row in output.tolist():
         end = next((index for index, token in enumerate(row) if token in base.end_tokens), len(row))
@@ -543,42 +571,37 @@ def generate(base: Base, prompts: Sequence[Encoded], *, max_new_tokens: int) -> 
 
 
 @torch.no_grad()
-def prefix_log_likelihoods(
-    base: Base, prompts: Sequence[Encoded], prefixes: Sequence[str]
-) -> Float[Tensor, "batch prefixes"]:
+def prefix_log_likelihoods(base: Base, read: ReadPrompts, prefixes: Sequence[str]) -> Float[Tensor, "batch prefixes"]:
     """Mean log-probability per token of each prefix as the beginning of the answer, in nats per token.
 
-    The prompt is read once; its key-value cache is repeated for the prefixes.
+    The cache of the prompts is repeated for the prefixes; afterwards it is spent.
     """
-    batch = collate(base, prompts)
+    batch, device = read.batch, base.device
     tokens = [base.tokenizer(prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
-    width = max(len(ids) for ids in tokens)
-    padded = torch.tensor(
-        [ids + [base.tokenizer.pad_token_id] * (width - len(ids)) for ids in tokens], device=base.device
-    )
-    lengths = torch.tensor([len(ids) for ids in tokens], device=base.device)
-    count, size = len(prefixes), len(prompts)
-    read = base.model(
-        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=True
-    )
-    first = _at_least_float32(read.logits)  # (batch, 1, vocabulary)
-    cache = read.past_key_values
-    cache.batch_repeat_interleave(count)
-    inputs = padded.repeat(size, 1)  # (batch * prefixes, width)
+    firsts = torch.tensor([ids[0] for ids in tokens], device=device)
+    lengths = torch.tensor([len(ids) for ids in tokens], device=device)
+    sums = read.first_logits[:, 0].log_softmax(dim=1)[:, firsts]  # (batch, prefixes)
+    longer = [index for index, ids in enumerate(tokens) if len(ids) > 1]
+    if not longer:
+        return sums / lengths
+    count, size, width = len(longer), len(batch.ids), max(len(ids) for ids in tokens)
+    padding = base.tokenizer.pad_token_id
+    padded = torch.tensor([tokens[i] + [padding] * (width - len(tokens[i])) for i in longer], device=device)
+    read.cache.batch_repeat_interleave(count)
+    inputs = padded[:, :-1].repeat(size, 1)  # (batch * count, width - 1): what a last token predicts, nobody asks
     mask = torch.cat([batch.mask.repeat_interleave(count, dim=0), torch.ones_like(inputs)], dim=1)
     start = batch.mask.sum(dim=1).repeat_interleave(count)[:, None]
-    later = base.model(
+    logits = base.model(
         input_ids=inputs,
         attention_mask=mask,
-        position_ids=start + torch.arange(width, device=base.device),
-        past_key_values=cache,
-    ).logits[:, :-1]
-    logits = torch.cat(
-        [first.repeat_interleave(count, dim=0), _at_least_float32(later)], dim=1
-    )  # (batch * prefixes, width, vocabulary)
-    values = -nn.functional.cross_entropy(logits.transpose(1, 2), inputs, reduction="none").view(size, count, width)
-    wanted = torch.arange(width, device=base.device) < lengths[:, None]  # (prefixes, width)
-    return (values * wanted).sum(dim=2) / lengths
+        position_ids=start + torch.arange(width - 1, device=device),
+        past_key_values=read.cache,
+    ).logits
+    targets = padded[:, 1:].repeat(size, 1)
+    found = _at_least_float32(logits).log_softmax(dim=2).gather(2, targets[..., None])[..., 0]
+    wanted = torch.arange(1, width, device=device) < lengths[longer][:, None]  # (count, width - 1)
+    sums[:, longer] += (found.view(size, count, width - 1) * wanted).sum(dim=2)
+    return sums / lengths
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from sst_merge.models import (
     load_base,
     prefix_log_likelihoods,
     prepare_base,
+    read_prompts,
     weights_sha256,
 )
 from tiny import (
@@ -290,16 +291,27 @@ def test_a_prompt_without_answer_has_log_likelihood_zero_beside_others_and_alone
 def test_generation_is_the_same_alone_and_in_a_padded_batch(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
-    together = generate(base, prompts, max_new_tokens=12)
-    assert together == [generate(base, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    together = generate(base, read_prompts(base, prompts), max_new_tokens=12)
+    assert together == [generate(base, read_prompts(base, [prompt]), max_new_tokens=12)[0] for prompt in prompts]
     assert len({completion.text for completion in together}) > 1
+
+
+@every_family
+def test_generation_leaves_the_cache_of_the_prompts_as_it_was(family: Family) -> None:
+    base = tiny_base(family, seed=5, dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
+    read = read_prompts(base, prompts)
+    first = generate(base, read, max_new_tokens=5)
+    assert generate(base, read, max_new_tokens=5) == first
+    found = prefix_log_likelihoods(base, read, ["No, never", "Yes"])
+    torch.testing.assert_close(found, prefix_log_likelihoods(base, read_prompts(base, prompts), ["No, never", "Yes"]))
 
 
 @every_family
 def test_generation_takes_the_most_likely_token_at_every_step(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:3]]
-    for prompt, completion in zip(prompts, generate(base, prompts, max_new_tokens=6), strict=True):
+    for prompt, completion in zip(prompts, generate(base, read_prompts(base, prompts), max_new_tokens=6), strict=True):
         ids = list(prompt.ids)
         while len(ids) < len(prompt.ids) + 6 and ids[-1] != base.tokenizer.eos_token_id:
             ids.append(int(log_probabilities(base, tuple(ids))[-1].argmax()))
@@ -314,12 +326,12 @@ def test_generation_stops_at_the_end_token_and_counts_it() -> None:
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
     with torch.no_grad():
         base.model.lm_head.weight.zero_()  # all logits 0 ...
-    lone = generate(base, prompts[:1], max_new_tokens=3)[0]
+    lone = generate(base, read_prompts(base, prompts[:1]), max_new_tokens=3)[0]
     assert lone.is_truncated
     assert lone.tokens == 3
     base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(0)  # ... so that argmax is token 0
     base = prepare_base(base.reference, base.model, base.tokenizer)
-    for completion in generate(base, prompts, max_new_tokens=3):
+    for completion in generate(base, read_prompts(base, prompts), max_new_tokens=3):
         assert completion.text == ""
         assert completion.tokens == 1
         assert not completion.is_truncated
@@ -330,7 +342,7 @@ def test_prefix_log_likelihoods_equal_the_plain_computation_over_the_whole_seque
     base = tiny_base(family, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:4]]
     prefixes = ["I can", "No", "Sorry, I cannot help with that.", "S"]
-    found = prefix_log_likelihoods(base, prompts, prefixes)
+    found = prefix_log_likelihoods(base, read_prompts(base, prompts), prefixes)
     assert found.shape == (4, 4)
     for row, prompt in enumerate(prompts):
         for column, prefix in enumerate(prefixes):
@@ -344,7 +356,7 @@ def test_prefix_log_likelihoods_equal_the_plain_computation_over_the_whole_seque
 def test_prefix_log_likelihoods_read_through_the_sliding_window_of_mistral() -> None:
     base = tiny_base("mistral", dtype=torch.float64, sliding_window=16)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:3]]
-    found = prefix_log_likelihoods(base, prompts, ["No, never", "Yes"])
+    found = prefix_log_likelihoods(base, read_prompts(base, prompts), ["No, never", "Yes"])
     for row, prompt in enumerate(prompts):
         answer = tuple(base.tokenizer("No, never", add_special_tokens=False)["input_ids"])
         table = log_probabilities(base, prompt.ids + answer)

@@ -23,6 +23,7 @@ from sst_merge.models import (
     Base,
     Completion,
     Encoded,
+    ReadPrompts,
     answer_log_likelihood,
     applied,
     collate,
@@ -31,6 +32,7 @@ from sst_merge.models import (
     length_sorted,
     next_token_log_probabilities,
     prefix_log_likelihoods,
+    read_prompts,
 )
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, canonical_sha256
@@ -200,8 +202,9 @@ def _score_batch(
     base: Base, task: Task, config: TaskConfig, rows: Sequence[Row], prompts: Sequence[Encoded]
 ) -> list[dict[str, Any]]:
     """Generate, judge and measure one batch: one record a sample."""
-    completions = generate(base, prompts, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
-    values = refusal_log_odds(base, prompts) if task.continuous == "refusal_log_odds" else answer_nll(base, rows)
+    read = read_prompts(base, prompts)
+    completions = generate(base, read, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
+    values = refusal_log_odds(base, read) if task.continuous == "refusal_log_odds" else answer_nll(base, rows)
     return [
         _record(task, row, prompt, completion, value)
         for row, prompt, completion, value in zip(rows, prompts, completions, values, strict=True)
@@ -224,13 +227,13 @@ def _record(task: Task, row: Row, prompt: Encoded, completion: Completion, value
     }
 
 
-def refusal_log_odds(base: Base, prompts: Sequence[Encoded]) -> list[float]:
+def refusal_log_odds(base: Base, read: ReadPrompts) -> list[float]:
     """``LSE_R log p(opening) - LSE_C log p(opening)`` per prompt, log-probabilities averaged over an opening's tokens.
 
     ``R`` and ``C`` are the refusing and the complying openings (``tasks/judges.py``); in nats. It is a propensity to
     refuse, not a refusal: generated text stands beside it.
     """
-    values = prefix_log_likelihoods(base, prompts, [*REFUSAL_OPENINGS, *COMPLIANCE_OPENINGS])
+    values = prefix_log_likelihoods(base, read, [*REFUSAL_OPENINGS, *COMPLIANCE_OPENINGS])
     refusing, complying = values[:, : len(REFUSAL_OPENINGS)], values[:, len(REFUSAL_OPENINGS) :]
     return (refusing.logsumexp(dim=1) - complying.logsumexp(dim=1)).tolist()
 
