@@ -15,7 +15,15 @@ from sst_merge.adapter import Updates
 from sst_merge.adapter_io import read_adapter
 from sst_merge.methods.sst import Sst
 from sst_merge.methods.task_arithmetic import TaskArithmetic
-from sst_merge.models import Applied, Base, Completion, Encoded, encode, linear_modules, next_token_log_probabilities
+from sst_merge.models import (
+    Applied,
+    Base,
+    Completion,
+    ReadPrompts,
+    encode,
+    linear_modules,
+    next_token_log_probabilities,
+)
 from sst_merge.stages import evaluate as evaluate_stage
 from tiny import load_with_peft
 from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny
@@ -229,11 +237,11 @@ def test_answers_decide_the_verdict(inputs: Path, base: Base, tmp_path: Path, mo
         with real(base, updates, where) as done:
             yield done
 
-    def scripted(base: Base, prompts: list[Encoded], *, max_new_tokens: int) -> list[Completion]:
+    def scripted(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Completion]:
         del max_new_tokens
         answers = []
-        for prompt in prompts:
-            text = next(text for text in words if text in base.tokenizer.decode(list(prompt.ids)))
+        for ids in read.batch.ids.tolist():
+            text = next(text for text in words if text in base.tokenizer.decode(ids))
             if text.startswith("bad") and said[-1] in {"safety", "merged"}:
                 answers.append("I cannot.")
             elif text.startswith("task") and said[-1] in {"utility", "merged"}:
