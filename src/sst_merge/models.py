@@ -4,10 +4,12 @@ Every arm of an evaluation is the same loaded base with an update added to its w
 prompts, batches, precision and decoding cannot differ between arms.
 """
 
+import functools
 import hashlib
 import json
 import shutil
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -304,10 +306,16 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
 
 def hub_problem(reference: str, revision: str | None = None) -> str | None:
     """Why a model of the hub cannot be had now, in words; ``None`` if it can, or needs no hub."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError
 
     if reference in KNOWN_MODELS or Path(reference).is_dir():
         return None
+    if isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
+        return None
+    missing = f"{reference} is neither in the cache nor to be had from the hub now; give a local folder: --model PATH"
+    if not hub_answers():
+        return missing
     try:
         AutoConfig.from_pretrained(reference, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -317,8 +325,22 @@ def hub_problem(reference: str, revision: str | None = None) -> str | None:
                 page = f"https://huggingface.co/{reference}"
                 return f"{reference} is gated: accept its licence on {page} and run: hf auth login"
             cause = cause.__cause__
-        return f"{reference} is neither in the cache nor to be had from the hub now; give a local folder: --model PATH"
+        return missing
     return None
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached from here; asked once, without retries."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(f"{ENDPOINT}/api/models?limit=1", timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def module_shapes(reference: str, revision: str | None = None) -> dict[str, tuple[int, int]]:

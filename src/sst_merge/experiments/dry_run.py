@@ -12,7 +12,7 @@ import torch
 from sst_merge.errors import ConfigError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.exp1 import Exp1, batch_sizes, gpu_memory_gb
-from sst_merge.models import KNOWN_MODELS, Architecture, architecture, hub_problem
+from sst_merge.models import KNOWN_MODELS, Architecture, architecture, hub_answers, hub_problem
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import is_lm_eval
 
@@ -189,7 +189,7 @@ def _missing(experiment: Exp1) -> list[str]:
         needs_hub.append(f"beavertails ({beavertails.HUB})")
     if experiment.utility_task.startswith("lm_eval:mmlu") and "mmlu" not in experiment.data:
         needs_hub.append("mmlu (hub:cais/mmlu)")
-    if needs_hub and _is_offline():
+    if needs_hub and not hub_answers():
         missing.append(
             f"the hub cannot be reached for {' and '.join(needs_hub)}: give local copies with --data NAME=PATH"
         )
@@ -203,11 +203,6 @@ def _missing(experiment: Exp1) -> list[str]:
             "give --data beavertails=PATH or --data harmful=PATH, or fewer are used"
         )
     return missing
-
-
-def _is_offline() -> bool:
-    """Whether the hub does not answer for a model that anyone may load."""
-    return hub_problem("HuggingFaceTB/SmolLM2-135M-Instruct") is not None
 
 
 def told(found: Forecast) -> str:

@@ -19,7 +19,7 @@ from sst_merge.adapter_io import CONFIG_FILE, TRAINING_ROWS_FILE, read_adapter, 
 from sst_merge.config import DataSource, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, load_rows
 from sst_merge.errors import AdapterError, DataError
-from sst_merge.estimates import paired_difference, proportion
+from sst_merge.estimates import mean, paired_difference
 from sst_merge.models import Base, encode, load_base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, versions
@@ -167,14 +167,14 @@ def _measure(
                 by_id = {sample["id"]: sample[task.primary.name] for sample in map(json.loads, lines)}
                 values[arm] = np.array([by_id[row.id] for row in held_out], dtype=np.float64)
             difference = paired_difference(
-                values["base"], values["adapter"], binary=True, rng=np.random.default_rng(config.seed)
+                values["base"], values["adapter"], binary=task.primary.is_binary, rng=np.random.default_rng(config.seed)
             )
             measured.append(
                 {
                     "task": name,
                     "measure": task.primary.title,
                     "n": len(held_out),
-                    **{arm: proportion(found).value for arm, found in values.items()},
+                    **{arm: mean(found).value for arm, found in values.items()},
                     "difference": difference.estimate,
                     "ci": difference.ci,
                 }
