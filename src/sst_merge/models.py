@@ -592,38 +592,48 @@ def generate(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Comp
     return completions
 
 
-@torch.no_grad()
 def prefix_log_likelihoods(base: Base, read: ReadPrompts, prefixes: Sequence[str]) -> Float[Tensor, "batch prefixes"]:
     """Mean log-probability per token of each prefix as the beginning of the answer, in nats per token.
 
     The cache of the prompts is repeated for the prefixes; afterwards it is spent.
     """
-    batch, device = read.batch, base.device
     tokens = [base.tokenizer(prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
-    firsts = torch.tensor([ids[0] for ids in tokens], device=device)
-    lengths = torch.tensor([len(ids) for ids in tokens], device=device)
-    sums = read.first_logits[:, 0].log_softmax(dim=1)[:, firsts]  # (batch, prefixes)
-    longer = [index for index, ids in enumerate(tokens) if len(ids) > 1]
-    if not longer:
-        return sums / lengths
-    count, size, width = len(longer), len(batch.ids), max(len(ids) for ids in tokens)
+    size = len(read.batch.ids)
+    sums = continuation_log_likelihoods(base, read, [ids for _ in range(size) for ids in tokens])
+    return sums.view(size, len(tokens)) / torch.tensor([len(ids) for ids in tokens], device=base.device)
+
+
+@torch.no_grad()
+def continuation_log_likelihoods(
+    base: Base, read: ReadPrompts, continuations: Sequence[Sequence[int]]
+) -> Float[Tensor, " continuations"]:
+    """``log p(tokens | prompt)``, summed over the tokens, in nats; the cache of the prompts is spent.
+
+    Args:
+        base: The loaded model.
+        read: A batch of prompts.
+        continuations: Token ids, at least one each: the same number for every prompt, the first prompt's first.
+    """
+    device, count = base.device, len(continuations) // len(read.batch.ids)
+    lengths = torch.tensor([len(ids) for ids in continuations], device=device)
+    width = int(lengths.max())
     padding = base.tokenizer.pad_token_id
-    padded = torch.tensor([tokens[i] + [padding] * (width - len(tokens[i])) for i in longer], device=device)
-    read.cache.batch_repeat_interleave(count)
-    inputs = padded[:, :-1].repeat(size, 1)  # (batch * count, width - 1): what a last token predicts, nobody asks
-    mask = torch.cat([batch.mask.repeat_interleave(count, dim=0), torch.ones_like(inputs)], dim=1)
-    start = batch.mask.sum(dim=1).repeat_interleave(count)[:, None]
+    padded = torch.tensor([[*ids, *[padding] * (width - len(ids))] for ids in continuations], device=device)
+    first = read.first_logits[:, 0].log_softmax(dim=1).repeat_interleave(count, dim=0)
+    sums = first.gather(1, padded[:, :1])[:, 0]
+    if width == 1:
+        return sums
+    if count > 1:
+        read.cache.batch_repeat_interleave(count)
+    inputs, targets = padded[:, :-1], padded[:, 1:]  # what a last token predicts, nobody asks
+    mask = torch.cat([read.batch.mask.repeat_interleave(count, dim=0), torch.ones_like(inputs)], dim=1)
+    start = read.batch.mask.sum(dim=1).repeat_interleave(count)[:, None]
+    places = torch.arange(width - 1, device=device)
     logits = base.model(
-        input_ids=inputs,
-        attention_mask=mask,
-        position_ids=start + torch.arange(width - 1, device=device),
-        past_key_values=read.cache,
+        input_ids=inputs, attention_mask=mask, position_ids=start + places, past_key_values=read.cache
     ).logits
-    targets = padded[:, 1:].repeat(size, 1)
     found = _at_least_float32(logits).log_softmax(dim=2).gather(2, targets[..., None])[..., 0]
-    wanted = torch.arange(1, width, device=device) < lengths[longer][:, None]  # (count, width - 1)
-    sums[:, longer] += (found.view(size, count, width - 1) * wanted).sum(dim=2)
-    return sums / lengths
+    return sums + (found * (places + 1 < lengths[:, None])).sum(dim=1)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from sst_merge.models import (
     applied,
     check_modules,
     collate,
+    continuation_log_likelihoods,
     encode,
     generate,
     length_sorted,
@@ -305,6 +306,15 @@ def test_generation_leaves_the_cache_of_the_prompts_as_it_was(family: Family) ->
     assert generate(base, read, max_new_tokens=5) == first
     found = prefix_log_likelihoods(base, read, ["No, never", "Yes"])
     torch.testing.assert_close(found, prefix_log_likelihoods(base, read_prompts(base, prompts), ["No, never", "Yes"]))
+
+
+@every_family
+def test_answers_read_on_from_the_cache_are_as_likely_as_in_one_pass(family: Family) -> None:
+    base = tiny_base(family, seed=5, dtype=torch.float64)
+    samples = [encode(base, prompt, answer) for prompt, answer in CONVERSATIONS]
+    read = read_prompts(base, [encode(base, prompt) for prompt, _ in CONVERSATIONS])
+    found = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
+    torch.testing.assert_close(found, answer_log_likelihood(base, collate(base, samples)))
 
 
 @every_family

@@ -24,9 +24,8 @@ from sst_merge.models import (
     Completion,
     Encoded,
     ReadPrompts,
-    answer_log_likelihood,
     applied,
-    collate,
+    continuation_log_likelihoods,
     encode,
     generate,
     length_sorted,
@@ -204,7 +203,7 @@ def _score_batch(
     """Generate, judge and measure one batch: one record a sample."""
     read = read_prompts(base, prompts)
     completions = generate(base, read, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
-    values = refusal_log_odds(base, read) if task.continuous == "refusal_log_odds" else answer_nll(base, rows)
+    values = refusal_log_odds(base, read) if task.continuous == "refusal_log_odds" else answer_nll(base, read, rows)
     return [
         _record(task, row, prompt, completion, value)
         for row, prompt, completion, value in zip(rows, prompts, completions, values, strict=True)
@@ -238,12 +237,11 @@ def refusal_log_odds(base: Base, read: ReadPrompts) -> list[float]:
     return (refusing.logsumexp(dim=1) - complying.logsumexp(dim=1)).tolist()
 
 
-@torch.no_grad()
-def answer_nll(base: Base, rows: Sequence[Row]) -> list[float]:
+def answer_nll(base: Base, read: ReadPrompts, rows: Sequence[Row]) -> list[float]:
     """Negative log-likelihood of the reference answer per answer token, the end token included; nats/token."""
     samples = [encode(base, row.prompt, row.answer) for row in rows]
-    values = answer_log_likelihood(base, collate(base, samples)).tolist()
-    return [-value / sample.answer_length for value, sample in zip(values, samples, strict=True)]
+    values = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
+    return [-value / sample.answer_length for value, sample in zip(values.tolist(), samples, strict=True)]
 
 
 def _whole_batches(file: Path, batches: list[list[str]]) -> int:
