@@ -17,7 +17,7 @@ from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import is_lm_eval
 
 # Tokens of a typical sample under a chat template: measured on the data sets themselves, rounded up.
-PROMPT_TOKENS, ANSWER_TOKENS, QUESTION_TOKENS, OPENING_TOKENS, LEARNT_TOKENS = 50, 24, 160, 24, 160
+PROMPT_TOKENS, ANSWER_TOKENS, QUESTION_TOKENS, OPENING_TOKENS, LEARNT_TOKENS = 50, 16, 160, 12, 160
 MMLU_QUESTIONS = 14_042  # in the test split
 EFFICIENCY = 0.4  # of the matrix product measured here, for a whole forward pass; see docs/experiments.md
 

@@ -29,6 +29,7 @@ from sst_merge.wheels import file_sha256, replace_file
 
 SCHEMA = "sst-merge/exp1/1"
 FOLDER = Path("exp1_safety_utility")
+REFUSAL_TOKENS = 16
 DATA_NAMES = ("beavertails", "mmlu", "harmful", "harmless", "utility")
 Role = Literal["utility", "safety"]
 
@@ -56,7 +57,7 @@ class Mode:
 
 MODES = {
     "minimal": Mode(100, 50, 2, 100, 50, 100, 64, ("task_arithmetic",)),
-    "full": Mode(10_000, 2_000, None, None, 200, 400, 128, ("task_arithmetic", "ties")),
+    "full": Mode(10_000, 2_000, None, None, 200, 300, 128, ("task_arithmetic", "ties")),
 }
 
 
@@ -436,7 +437,13 @@ def train_config(experiment: Exp1, data: Prepared, role: Role) -> TrainConfig:
 def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) -> RunConfig:
     """The run file of the experiment; ``--set`` has the last word, comparisons follow the method's dials."""
     batch = batch_sizes(experiment)
-    tasks = [{"task": "refusal", "data": data.harmful}, {"task": "over_refusal", "data": data.harmless}, data.utility]
+    # Refusals are told by their opening words: what follows them is not worth its time.
+    refusing = {"max_new_tokens": REFUSAL_TOKENS}
+    tasks = [
+        {"task": "refusal", "data": data.harmful, **refusing},
+        {"task": "over_refusal", "data": data.harmless, **refusing},
+        data.utility,
+    ]
     values: dict[str, Any] = {
         "base_model": experiment.preset.reference,
         "revision": experiment.preset.revision,

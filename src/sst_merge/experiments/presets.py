@@ -48,7 +48,7 @@ class Preset:
             ConfigError: If the model does not fit on such a GPU.
         """
         if memory_gb is None or not self.batch_sizes:
-            return BatchSizes(calibration=8, evaluation=32, training=16)
+            return BatchSizes(calibration=8, evaluation=64, training=16)
         fitting = [size for size in self.batch_sizes if size <= memory_gb * 1.02]  # an "80 GB" GPU shows 79.6
         if not fitting:
             raise ConfigError(
