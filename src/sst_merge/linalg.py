@@ -174,6 +174,8 @@ class Eigendirections:
     """``gamma / eps``: lambda of every direction that neither data set touches."""
     neutral_directions: int
     """How many of them there are."""
+    neutral_energy: float
+    """``gamma |C_0|^2`` over them: their share of the patch's energy ``C_0^T (F_s + gamma I) C_0``."""
     patch: Float64[Tensor, " directions"]
     """The patch's coordinate along each direction, ``v_i^T (F_u + eps I) C_0``."""
     to_samples: Float64[Tensor, "samples directions"]
@@ -227,10 +229,13 @@ def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_util
     lambdas, whitened_vectors = lambdas.flip(0).clamp(min=0.0), whitened_vectors.flip(1)
     directions = torch.linalg.solve_triangular(factor.T, whitened_vectors, upper=True)  # columns v_i
     patch = (vectors.T @ problem.response) / root  # C_0 in the orthonormal basis
+    untouched = problem.patch_squared_norm - float(patch.square().sum())
+    neutral_energy = gamma * max(0.0, untouched) if problem.coordinates > len(values) else 0.0
     return Eigendirections(
         values=lambdas,
         neutral_value=gamma / eps,
         neutral_directions=problem.coordinates - len(values),
+        neutral_energy=neutral_energy,
         patch=directions.T @ (damped @ patch),
         to_samples=(vectors / root) @ directions,
     )

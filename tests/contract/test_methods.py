@@ -33,11 +33,13 @@ from tiny import (
 CASES: dict[str, MergeMethod] = {name: kind() for name, kind in METHODS.items()} | {
     "sst directions": Sst(keep=Keep(directions=5)),
     "sst threshold": Sst(keep=Keep(threshold=1.0), damping_safety=0.0),
+    "sst energy": Sst(keep=Keep(energy=0.9)),
     "sst undamped": Sst(keep=Keep(soft=3.0), damping_safety=0.0),
     "sst global": Sst(scope="global"),
     "sst global directions": Sst(scope="global", keep=Keep(directions=4)),
     "sst diagonal": Sst(fisher="diagonal"),
     "sst diagonal directions": Sst(fisher="diagonal", keep=Keep(directions=20)),
+    "sst diagonal energy": Sst(fisher="diagonal", keep=Keep(energy=0.5)),
 }
 every_method = pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
 LOW_RANK = {name: method for name, method in CASES.items() if method.is_low_rank}  # the others drop entries of U

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -22,6 +22,10 @@ from sst_merge.linalg import (
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
 
 
+ENERGY_ROUNDING = 1e-12
+"""Sums of shares of energy in float64 may miss the whole by this fraction; it must not ask for one more direction."""
+
+
 class Keep(BaseModel):
     """Which directions of the patch are kept; exactly one rule."""
 
@@ -33,25 +37,51 @@ class Keep(BaseModel):
     """Keep this many directions per module (per model in global scope), those with the largest lambda."""
     threshold: float | None = Field(default=None, ge=0)
     """Keep the directions with lambda at or above this value."""
+    energy: float | None = Field(default=None, ge=0, le=1)
+    """Keep as few of the directions with the largest lambda as hold this fraction of the patch's safety energy."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Keep":
-        if len(self.model_fields_set & {"soft", "directions", "threshold"}) != 1:
-            raise ValueError("give exactly one of soft, directions, threshold")
+        if len(self.model_fields_set & {"soft", "directions", "threshold", "energy"}) != 1:
+            raise ValueError("give exactly one of soft, directions, threshold, energy")
         return self
 
-    def hard_weights(self, values: Tensor, neutral: float, neutral_count: int) -> tuple[Tensor, float]:
-        """0/1 weight of each direction, and of the untouched ones, which tie at ``neutral`` and go together."""
+    def hard_weights(
+        self,
+        values: Float64[Tensor, " directions"],
+        neutral: float,
+        neutral_count: int,
+        *,
+        energies: Float64[Tensor, " directions"],
+        neutral_energy: float = 0.0,
+    ) -> tuple[Float64[Tensor, " directions"], float]:
+        """0/1 weight of each direction, and of the untouched ones, which tie at ``neutral`` and go together.
+
+        Args:
+            values: lambda of each direction, in any order.
+            neutral: lambda of the untouched directions; negative where there are none.
+            neutral_count: How many untouched directions there are.
+            energies: Each direction's share of the patch's safety energy ``C_0^T (F_s + gamma I) C_0``; the shares
+                add up, since the directions are orthogonal in ``F_s + gamma I``.
+            neutral_energy: Share of the untouched directions together.
+        """
         if self.threshold is not None:
             return (values >= self.threshold).double(), float(neutral >= self.threshold)
-        wanted = self.directions or 0
+        order = values.argsort(descending=True, stable=True)
         above = int((values > neutral).sum())
-        weights = torch.zeros_like(values, dtype=torch.float64)
-        if wanted < above + neutral_count:
-            weights[values.argsort(descending=True, stable=True)[: min(wanted, above)]] = 1.0
-            return weights, 0.0
-        weights[values.argsort(descending=True, stable=True)[: wanted - neutral_count]] = 1.0
-        return weights, 1.0
+        if self.energy is not None:
+            parts = torch.cat([energies[order[:above]], energies.new_tensor([neutral_energy]), energies[order[above:]]])
+            wanted = self.energy * (1 - ENERGY_ROUNDING) * float(parts.sum())
+            count = int((parts.cumsum(dim=0) < wanted).sum()) + 1 if wanted > 0 else 0
+            with_neutral = count > above
+            chosen = order[: count - with_neutral]
+        else:
+            wanted = self.directions or 0
+            with_neutral = wanted >= above + neutral_count
+            chosen = order[: wanted - neutral_count] if with_neutral else order[: min(wanted, above)]
+        weights = torch.zeros_like(values)
+        weights[chosen] = 1.0
+        return weights, float(with_neutral)
 
 
 @dataclass(frozen=True)
@@ -140,7 +170,11 @@ class Sst(MergeMethod):
         if self.keep.soft is not None:
             return steer_softly(problem, price=self.keep.soft, damping_safety=self.damping_safety), spectrum
         weights, neutral = self.keep.hard_weights(
-            directions.values, directions.neutral_value, directions.neutral_directions
+            directions.values,
+            directions.neutral_value,
+            directions.neutral_directions,
+            energies=directions.values * directions.patch.square(),
+            neutral_energy=directions.neutral_energy,
         )
         kept = int(weights.sum()) + int(neutral) * directions.neutral_directions
         if kept == problem.coordinates:  # everything is kept: the patch itself, without a round trip
@@ -153,6 +187,7 @@ class Sst(MergeMethod):
         assert patch.rows is not None
         squares = patch.rows.double().square()  # (samples, p)
         safety, utility = squares[patch.is_safety].sum(dim=0), squares[~patch.is_safety].sum(dim=0)
+        before = patch.coordinates.double().flatten()
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
         values = (safety + gamma) / (utility + eps).clamp(min=torch.finfo(torch.float64).tiny)
@@ -163,8 +198,8 @@ class Sst(MergeMethod):
                 min=torch.finfo(torch.float64).tiny
             )
         else:
-            weights, _ = self.keep.hard_weights(values, neutral=-1.0, neutral_count=0)
-        before = patch.coordinates.double().flatten()
+            energies = (safety + gamma) * before.square()
+            weights, _ = self.keep.hard_weights(values, neutral=-1.0, neutral_count=0, energies=energies)
         after = weights * before
         energies = {
             "squared_norm": float(before.square().sum()),
