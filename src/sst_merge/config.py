@@ -137,6 +137,12 @@ class CalibrationConfig(Section):
     """Harmful prompts with refusals."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
+    point: Literal["utility", "midpoint", "base"] = "utility"
+    """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base."""
+    labels: Literal["data", "model"] = "data"
+    """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
+    store: Path | None = None
+    """Folder of statistics that runs share; the run's own folder when left out. It decides no number."""
 
 
 class RunConfig(Section):

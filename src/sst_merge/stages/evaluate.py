@@ -36,7 +36,7 @@ from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan
-from sst_merge.statistics import SampleGradients
+from sst_merge.statistics import Statistics
 from sst_merge.tasks import TASKS, Task
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 
@@ -58,7 +58,7 @@ def arm_names(made: Plan) -> list[str]:
     return ["base", "utility", "safety", "merged", *(method.name for method in made.config.comparisons)]
 
 
-def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, reporter: Reporter) -> None:
+def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter: Reporter) -> None:
     """Fill ``scores/``: one file per arm and task; what is complete is kept.
 
     Raises:
@@ -71,7 +71,7 @@ def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, repo
         if is_complete(made, name):
             continue
         with made.folder.timed(f"evaluate.{name}"):
-            arm = _arm(made, name, gradients, reporter)
+            arm = _arm(made, name, statistics, reporter)
             evaluate_arm(
                 arm,
                 base(),
@@ -88,7 +88,7 @@ def is_complete(made: Plan, name: str) -> bool:
     return made.folder.arm_file(name).is_file()
 
 
-def _arm(made: Plan, name: str, gradients: SampleGradients | None, reporter: Reporter) -> Arm:
+def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporter) -> Arm:
     """The updates of an arm; the merged one is read back from the adapter that was written."""
     if name == "base":
         return Arm(name, {}, None)
@@ -97,7 +97,7 @@ def _arm(made: Plan, name: str, gradients: SampleGradients | None, reporter: Rep
         return Arm(name, read_adapter(folders[name]).updates, folder_sha256(folders[name]))
     method = next(method for method in made.config.comparisons if method.name == name)
     utility, safety = read_adapter(made.utility).updates, read_adapter(made.safety).updates
-    merged, _ = merge_updates(method, utility, safety, gradients, seed=made.config.seed, reporter=reporter)
+    merged, _ = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
     return Arm(name, merged, None)
 
 

@@ -8,10 +8,10 @@ from sst_merge.adapter import Updates, concatenate, iterate_shared, squared_norm
 from sst_merge.adapter_io import folder_sha256, read_adapter, write_adapter
 from sst_merge.errors import AdapterError
 from sst_merge.linalg import truncated
-from sst_merge.methods import MergeMethod, ModuleInputs, module_generator
+from sst_merge.methods import MergeMethod, module_generator
 from sst_merge.progress import Reporter
 from sst_merge.stages.plan import Plan
-from sst_merge.statistics import SampleGradients
+from sst_merge.statistics import Statistics
 
 ENERGIES = ("squared_norm", "safety_energy", "utility_energy")
 
@@ -20,7 +20,7 @@ def merge_updates(
     method: MergeMethod,
     utility: Updates,
     safety: Updates,
-    gradients: SampleGradients | None,
+    statistics: Statistics | None,
     *,
     seed: int,
     reporter: Reporter,
@@ -31,7 +31,7 @@ def merge_updates(
         method: What to do.
         utility: Updates of the utility adapter; the same modules as ``safety``.
         safety: Updates of the safety adapter.
-        gradients: The statistics, if the method requires them.
+        statistics: What calibration measured, if the method requires any.
         seed: Of random methods.
         reporter: Shows progress.
 
@@ -48,7 +48,7 @@ def merge_updates(
 
     def inputs() -> Any:
         for name, first, second in iterate_shared(utility, safety):
-            yield ModuleInputs(name, first, second, gradients)
+            yield method.inputs(name, first, second, statistics or Statistics())
 
     state = method.prepare(inputs())
     merged: Updates = {}
@@ -66,7 +66,7 @@ def merge_updates(
     return merged, diagnostics
 
 
-def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> dict[str, Any]:
+def merge(made: Plan, statistics: Statistics | None, reporter: Reporter) -> dict[str, Any]:
     """Write ``adapter/`` and ``diagnostics.json``; both are kept if they are there and belong together.
 
     Returns:
@@ -88,7 +88,7 @@ def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> 
         utility, safety = read_adapter(made.utility), read_adapter(made.safety)
         method = made.config.method
         merged, modules = merge_updates(
-            method, utility.updates, safety.updates, gradients, seed=made.config.seed, reporter=reporter
+            method, utility.updates, safety.updates, statistics, seed=made.config.seed, reporter=reporter
         )
         written = (
             merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}

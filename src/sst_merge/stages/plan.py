@@ -18,6 +18,7 @@ from sst_merge.data import Row, check_disjoint, content_id, load_rows
 from sst_merge.errors import ModelError
 from sst_merge.models import model_identity, module_shapes, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
+from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
 
 
@@ -78,7 +79,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     device, dtype = placement(config.device, config.dtype)
     identity = {
         "placement": {"device": device, "dtype": dtype},
-        "config": config.model_dump(mode="json", exclude={"output"}),
+        "config": config.model_dump(mode="json", exclude={"output": True, "calibration": {"store"}}),
         "inputs": {
             "base_model": model_identity(config.base_model),
             "utility": folder_sha256(utility),
@@ -104,37 +105,55 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     return Plan(config, root, RunFolder(config.output), inputs, modules, identity, tuple(notes))
 
 
+def requests(config: RunConfig) -> list[Request]:
+    """The statistics that the run's methods ask for, each once, the method's own first."""
+    return list(dict.fromkeys(each for method in (config.method, *config.comparisons) for each in method.requests()))
+
+
 def describe(made: Plan) -> dict[str, Any]:
     """``plan.json``: per module shapes, ranks and side; per run what will be measured and how large it gets."""
     safety_headers = read_headers(made.safety)
+    is_joint = any(request.span == "joint" for request in requests(made.config))
     modules = {}
     for name, header in made.modules.items():
         side = choose_side(header.shape)
         rank = safety_headers[name].rank
+        dimensions = min(rank + header.rank if is_joint else rank, *header.shape)
         modules[name] = {
             "shape": list(header.shape),
             "utility_rank": header.rank,
             "safety_rank": rank,
             "side": side,
-            "coordinates": rank * min(header.shape),
+            "coordinates": dimensions * min(header.shape),
         }
-    samples = len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility)
-    methods = [made.config.method, *made.config.comparisons]
     return {
         "schema": "sst-merge/plan/1",
         "method": made.config.method.model_dump(mode="json"),
         "comparisons": [method.model_dump(mode="json") for method in made.config.comparisons],
-        "statistics_required": sorted(frozenset().union(*(method.requires() for method in methods))),
+        "statistics_required": sorted({request.statistic for request in requests(made.config)}),
         "calibration_samples": {
             "safety": len(made.inputs.calibration_safety),
             "utility": len(made.inputs.calibration_utility),
         },
         "evaluation_samples": {task: len(rows) for task, rows in made.inputs.evaluation.items()},
-        "statistics_bytes": 4 * samples * sum(module["coordinates"] for module in modules.values()),
+        "statistics_bytes": _statistics_bytes(made, modules),
         "adapter_parameters": _adapter_parameters(made, safety_headers),
         "notes": list(made.notes),
         "modules": modules,
     }
+
+
+def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
+    """Size of all statistics in float32: gradients of every sample, or two factors of each data set."""
+    samples = len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility)
+    total = 0
+    for request in requests(made.config):
+        for module in modules.values():
+            small = min(module["shape"])
+            rank = module["coordinates"] // small
+            factors = 2 * (small**2 + rank**2)
+            total += 4 * (samples * rank * small if request.statistic == "sample_gradients" else factors)
+    return total
 
 
 def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, Any]:
@@ -171,9 +190,8 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
         DataError: See :func:`sst_merge.data.load_rows`.
     """
     calibration = config.calibration
-    needs = any(method.requires() for method in (config.method, *config.comparisons))
     safety = utility = []
-    if calibration is not None and needs:
+    if calibration is not None and requests(config):
         safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
         utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
     return Inputs(safety, utility, load_evaluation_rows(config.evaluation, seed=config.seed, root=root))

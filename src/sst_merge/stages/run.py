@@ -52,13 +52,13 @@ def run(
     if until == "plan":
         return description
     base = _lazy(made, reporter, load)
-    gradients = calibrate(made, base, reporter)
+    statistics = calibrate(made, base, reporter)
     if until == "calibrate":
-        return {"statistics": None if gradients is None else str(gradients.folder)}
-    diagnostics = merge(made, gradients, reporter)
+        return {"statistics": next((str(folder) for folder in statistics.folders()), None)}
+    diagnostics = merge(made, statistics, reporter)
     if until == "merge" or config.evaluation is None:
         return diagnostics
-    evaluate(made, base, gradients, reporter)
+    evaluate(made, base, statistics, reporter)
     if until == "evaluate":
         return {"scores": str(made.folder.scores)}
     return report(made)
