@@ -10,7 +10,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from sst_merge.adapter import Updates, concatenate
-from sst_merge.adapter_io import read_adapter
 from sst_merge.data import Row
 from sst_merge.linalg import PatchForm
 from sst_merge.methods import module_generator
@@ -107,13 +106,13 @@ def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: R
     calibration = made.config.calibration
     assert calibration is not None
     rows = [*made.inputs.calibration_safety, *made.inputs.calibration_utility]
-    utility, safety = read_adapter(made.utility).updates, read_adapter(made.safety).updates
-    check_modules(base, safety, str(made.safety))
+    utility, safety = made.updates("utility"), made.updates("safety")
+    check_modules(base, safety, made.where("safety"))
     samples = encode_rows(base, rows)
     draws = label_draws(rows, samples, made.config.seed) if calibration.labels == "model" else None
     weights = point_weights(calibration.point, request.form)
     with (
-        applied(base, _point(utility, safety, weights), str(made.utility)),
+        applied(base, _point(utility, safety, weights), made.where("utility")),
         reporter.task(f"Calibrating: {TITLES[request.statistic]}", len(samples)) as advance,
     ):
         STATISTICS[request.statistic].measure(

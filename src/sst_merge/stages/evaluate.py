@@ -35,7 +35,7 @@ from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
-from sst_merge.stages.plan import Plan
+from sst_merge.stages.plan import Plan, Role
 from sst_merge.statistics import Statistics
 from sst_merge.tasks import TASKS, Task
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
@@ -79,7 +79,7 @@ def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter
                 made.inputs.evaluation,
                 made.folder,
                 reporter,
-                reference=read_adapter(made.utility).updates,
+                reference=made.updates("utility"),
             )
 
 
@@ -92,11 +92,13 @@ def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporte
     """The updates of an arm; the merged one is read back from the adapter that was written."""
     if name == "base":
         return Arm(name, {}, None)
-    folders = {"utility": made.utility, "safety": made.safety, "merged": made.folder.adapter}
-    if name in folders:
-        return Arm(name, read_adapter(folders[name]).updates, folder_sha256(folders[name]))
+    roles: dict[str, Role] = {"utility": "utility", "safety": "safety"}
+    if name in roles:
+        return Arm(name, made.updates(roles[name]), made.identity["inputs"][name])
+    if name == "merged":
+        return Arm(name, read_adapter(made.folder.adapter).updates, folder_sha256(made.folder.adapter))
     method = next(method for method in made.config.comparisons if method.name == name)
-    utility, safety = read_adapter(made.utility).updates, read_adapter(made.safety).updates
+    utility, safety = made.updates("utility"), made.updates("safety")
     merged, _ = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
     return Arm(name, merged, None)
 

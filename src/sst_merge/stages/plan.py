@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sst_merge.adapter import Updates
 from sst_merge.adapter_io import (
     AdapterHeader,
-    check_pair,
-    folder_sha256,
+    check_together,
     read_adapter,
     read_config,
-    read_headers,
+    read_sum,
+    sum_sha256,
     training_rows,
 )
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
@@ -20,6 +21,8 @@ from sst_merge.models import model_identity, module_shapes, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
+
+Role = Literal["utility", "safety"]
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,27 @@ class Plan:
     folder: RunFolder
     inputs: Inputs
     modules: dict[str, AdapterHeader]
+    """Shape of each module, and rank of the utility update."""
+    safety_ranks: dict[str, int]
+    """Rank of the safety update by module."""
     identity: dict[str, Any]
     notes: tuple[str, ...]
 
-    @property
-    def utility(self) -> Path:
-        """Folder of the utility adapter."""
-        return self.root / self.config.adapters.utility
+    def sources(self, role: Role) -> list[tuple[Path, float]]:
+        """Folder and weight of each adapter of one kind."""
+        return _sources(self.config, self.root, role)
 
-    @property
-    def safety(self) -> Path:
-        """Folder of the safety adapter."""
-        return self.root / self.config.adapters.safety
+    def updates(self, role: Role) -> Updates:
+        """The weighted sum of the adapters of one kind, in float32.
+
+        Raises:
+            AdapterError: See :func:`sst_merge.adapter_io.read_adapter`.
+        """
+        return read_sum(self.sources(role))
+
+    def where(self, role: Role) -> str:
+        """The folders of one kind, for messages."""
+        return ", ".join(str(path) for path, _ in self.sources(role))
 
 
 def plan(config: RunConfig, *, root: Path) -> Plan:
@@ -61,10 +73,20 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     Raises:
         SSTMergeError: For every mistake in the inputs that does not need the model's weights.
     """
-    utility, safety = root / config.adapters.utility, root / config.adapters.safety
-    modules = check_pair(utility, safety, allow_different_base=config.adapters.allow_different_base)
-    for folder in (utility, safety):
+    adapters = _labelled(config, root)
+    headers = check_together(
+        [(label, path) for label, _, path in adapters], allow_different_base=config.adapters.allow_different_base
+    )
+    for _, _, folder in adapters:
         read_adapter(folder)  # a value that is not finite must show before the run folder is made
+    ranks = {
+        role: {
+            name: sum(each[name].rank for (_, of, _), each in zip(adapters, headers, strict=True) if of == role)
+            for name in headers[0]
+        }
+        for role in ("utility", "safety")
+    }
+    modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
     shapes = module_shapes(config.base_model)
     for name, header in modules.items():
         if name not in shapes:
@@ -75,15 +97,15 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
                 f"{config.base_model} is {shapes[name]}: the adapters were trained on a model of another size."
             )
     inputs = load_inputs(config, root)
-    _check_overlaps(inputs, utility, safety)
+    _check_overlaps(inputs, adapters)
     device, dtype = placement(config.device, config.dtype)
     identity = {
         "placement": {"device": device, "dtype": dtype},
         "config": config.model_dump(mode="json", exclude={"output": True, "calibration": {"store"}}),
         "inputs": {
             "base_model": model_identity(config.base_model),
-            "utility": folder_sha256(utility),
-            "safety": folder_sha256(safety),
+            "utility": sum_sha256(_sources(config, root, "utility")),
+            "safety": sum_sha256(_sources(config, root, "safety")),
             "data": {
                 "calibration.safety": rows_sha256(inputs.calibration_safety),
                 "calibration.utility": rows_sha256(inputs.calibration_utility),
@@ -91,18 +113,33 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             },
         },
     }
-    named = read_config(utility).get("base_model_name_or_path") or ""
+    named = read_config(adapters[0][2]).get("base_model_name_or_path") or ""
     notes = []
     if named and named != config.base_model:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
-    for name, folder in (("utility", utility), ("safety", safety)):
+    for label, _, folder in adapters:
         if not training_rows(folder):
             notes.append(
-                f"the {name} adapter does not say what it was trained on: overlap with the test rows is unchecked"
+                f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
-    return Plan(config, root, RunFolder(config.output), inputs, modules, identity, tuple(notes))
+    return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, tuple(notes))
+
+
+def _sources(config: RunConfig, root: Path, role: Role) -> list[tuple[Path, float]]:
+    return [(root / source.path, source.weight) for source in config.adapters.of(role)]
+
+
+def _labelled(config: RunConfig, root: Path) -> list[tuple[str, Role, Path]]:
+    """Every adapter: what messages call it (numbered where there are several of a kind), its kind and its folder."""
+    found: list[tuple[str, Role, Path]] = []
+    roles: tuple[Role, ...] = ("utility", "safety")
+    for role in roles:
+        sources = _sources(config, root, role)
+        for number, (path, _) in enumerate(sources, start=1):
+            found.append((role if len(sources) == 1 else f"{role} {number}", role, path))
+    return found
 
 
 def requests(config: RunConfig) -> list[Request]:
@@ -112,12 +149,11 @@ def requests(config: RunConfig) -> list[Request]:
 
 def describe(made: Plan) -> dict[str, Any]:
     """``plan.json``: per module shapes, ranks and side; per run what will be measured and how large it gets."""
-    safety_headers = read_headers(made.safety)
     is_joint = any(request.span == "joint" for request in requests(made.config))
     modules = {}
     for name, header in made.modules.items():
         side = choose_side(header.shape)
-        rank = safety_headers[name].rank
+        rank = made.safety_ranks[name]
         dimensions = min(rank + header.rank if is_joint else rank, *header.shape)
         modules[name] = {
             "shape": list(header.shape),
@@ -137,7 +173,7 @@ def describe(made: Plan) -> dict[str, Any]:
         },
         "evaluation_samples": {task: len(rows) for task, rows in made.inputs.evaluation.items()},
         "statistics_bytes": _statistics_bytes(made, modules),
-        "adapter_parameters": _adapter_parameters(made, safety_headers),
+        "adapter_parameters": _adapter_parameters(made),
         "notes": list(made.notes),
         "modules": modules,
     }
@@ -171,13 +207,13 @@ def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, 
     return description
 
 
-def _adapter_parameters(made: Plan, safety_headers: dict[str, AdapterHeader]) -> int:
+def _adapter_parameters(made: Plan) -> int:
     """Number of values in the written adapter."""
     total = 0
     for name, header in made.modules.items():
         d_out, d_in = header.shape
         full = min(d_out, d_in)
-        exact = header.rank + safety_headers[name].rank if made.config.method.is_low_rank else full
+        exact = header.rank + made.safety_ranks[name] if made.config.method.is_low_rank else full
         rank = exact if made.config.rank == "exact" else min(made.config.rank, exact)
         total += rank * (d_out + d_in)
     return total
@@ -229,7 +265,7 @@ def rows_sha256(rows: list[Row]) -> str:
     return canonical_sha256([[row.id, row.prompt, row.answer, row.cluster, row.weight] for row in rows])
 
 
-def _check_overlaps(inputs: Inputs, utility: Path, safety: Path) -> None:
+def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> None:
     """Training, calibration and evaluation rows must not share a prompt.
 
     Raises:
@@ -245,7 +281,7 @@ def _check_overlaps(inputs: Inputs, utility: Path, safety: Path) -> None:
     )
     used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     used["calibration"] = [content_id(row.prompt) for row in inputs.calibration_safety + inputs.calibration_utility]
-    for name, folder in (("utility adapter's training", utility), ("safety adapter's training", safety)):
+    for label, _, folder in adapters:
         learnt = training_rows(folder)
         for use, ids in used.items():
-            check_disjoint({name: learnt & set(ids), use: ids})
+            check_disjoint({f"{label} adapter's training": learnt & set(ids), use: ids})
