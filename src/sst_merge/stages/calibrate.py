@@ -1,6 +1,7 @@
 """Calibrate: measure the statistics that a merge method asks for, once for any number of merges."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,12 @@ from sst_merge.data import Row
 from sst_merge.linalg import PatchForm
 from sst_merge.methods import module_generator
 from sst_merge.models import Base, Encoded, applied, check_modules, encode
+from sst_merge.processes import Processes
 from sst_merge.progress import Reporter
-from sst_merge.run_folder import canonical_sha256, versions
-from sst_merge.stages.plan import Plan, requests, rows_sha256
+from sst_merge.run_folder import canonical_sha256, require_free_space, versions
+from sst_merge.stages.plan import Plan, describe, requests, rows_sha256
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
-from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.sample_gradients import ALONE, patch_bases
 
 TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 
@@ -65,7 +67,7 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
             **made.identity["placement"],
         }
     )
-    return (calibration.store or made.folder.statistics) / key[:16]
+    return (made.root / calibration.store if calibration.store else made.folder.statistics) / key[:16]
 
 
 def point_weights(point: Literal["utility", "midpoint", "base"], form: PatchForm) -> tuple[float, float]:
@@ -79,8 +81,14 @@ def point_weights(point: Literal["utility", "midpoint", "base"], form: PatchForm
     return (1.0, 0.0) if point == "utility" else (0.0, 0.0)
 
 
-def calibrate(made: Plan, base: LazyBase, reporter: Reporter) -> Statistics:
+def calibrate(made: Plan, base: LazyBase, reporter: Reporter, processes: Processes = ALONE) -> Statistics:
     """Measure every statistic that the run's methods ask for; resumed if interrupted, reused if finished.
+
+    Args:
+        made: The run; its folder is open.
+        base: The model.
+        reporter: Shows progress.
+        processes: Those that share the work; every one of them calls this.
 
     Returns:
         The statistics; empty if no method reads any.
@@ -94,14 +102,39 @@ def calibrate(made: Plan, base: LazyBase, reporter: Reporter) -> Statistics:
         folder = statistics_folder(made, request)
         assert folder is not None  # the configuration has a calibration section where a method needs one
         kind = STATISTICS[request.statistic]
-        if not kind.is_complete(folder):
-            with made.folder.timed("calibrate"):
-                _measure(made, base(), request, folder, reporter)
+        if not processes.from_first(kind.is_complete(folder)):
+            with _only_writer(made, folder, processes, reporter):
+                if not processes.from_first(kind.is_complete(folder)):  # another run may have finished it meanwhile
+                    with made.folder.timed("calibrate") if processes.is_first else nullcontext():
+                        _measure(made, base(), request, folder, reporter, processes)
         found[request] = kind.load(folder)
     return Statistics(found)
 
 
-def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: Reporter) -> None:
+@contextmanager
+def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Reporter) -> Iterator[None]:
+    """In a shared store, one run at a time measures a statistic; the others wait, and find it. Freed if killed.
+
+    Raises:
+        RunFolderError: If the store's disk is too small for the statistics.
+    """
+    if made.config.calibration is None or made.config.calibration.store is None or not processes.is_first:
+        yield
+        return
+    import fcntl
+
+    require_free_space(folder, describe(made)["statistics_bytes"], "the statistics")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reporter.say(f"note: another run is measuring {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: Reporter, processes: Processes) -> None:
     """Fill the folder of one statistic."""
     calibration = made.config.calibration
     assert calibration is not None
@@ -125,6 +158,7 @@ def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: R
             batch_size=calibration.batch_size,
             draws=draws,
             on_batch=advance,
+            processes=processes,
         )
 
 

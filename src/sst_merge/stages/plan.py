@@ -199,9 +199,13 @@ def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, 
         RunFolderError: If the folder belongs to another run, or the disk is too small for what will be written.
     """
     description = describe(made)
-    needed = description["statistics_bytes"] + 4 * description["adapter_parameters"] + 50_000_000
+    statistics, adapter = description["statistics_bytes"], 4 * description["adapter_parameters"] + 50_000_000
+    store = made.config.calibration.store if made.config.calibration else None
     if not made.folder.manifest_file.is_file() or replace:
-        require_free_space(made.config.output, needed, "the statistics and the adapter")
+        if store is None:
+            require_free_space(made.config.output, statistics + adapter, "the statistics and the adapter")
+        else:
+            require_free_space(made.config.output, adapter, "the adapter")
     made.folder.open(made.identity, command=command, replace=replace)
     made.folder.write_json(made.folder.plan_file, description)
     return description

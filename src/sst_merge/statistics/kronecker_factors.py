@@ -28,7 +28,9 @@ from sst_merge.errors import NumericalError
 from sst_merge.kronecker import KroneckerFisher
 from sst_merge.linalg import Side
 from sst_merge.models import Base, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.processes import Processes
 from sst_merge.statistics.sample_gradients import (
+    ALONE,
     BASIS_FILE,
     INDEX_FILE,
     PatchBasis,
@@ -36,8 +38,8 @@ from sst_merge.statistics.sample_gradients import (
     chosen_draws,
     fixed_bases,
     save_tensors,
+    write_index,
 )
-from sst_merge.wheels import replace_file
 
 SUMS_FILE = "sums.safetensors"
 BATCHES = "batches"
@@ -61,6 +63,18 @@ class _Sums:
             self.tensors[key].add_(value.cpu())
         else:
             self.tensors[key] = value.cpu()
+
+    def write(self, path: Path) -> None:
+        """Write the sums as they are, atomically.
+
+        Raises:
+            NumericalError: If one is NaN or infinite.
+        """
+        for key, value in self.tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                name = key.partition("/")[0]
+                raise NumericalError(f"the gradient at module '{name}' is NaN or infinite. Calibrate in float32.")
+        save_tensors(path, self.tensors)
 
     def add_tokens(
         self,
@@ -103,6 +117,7 @@ class KroneckerFactors:
         batch_size: int,
         draws: Sequence[Float64[Tensor, " _"]] | None = None,
         on_batch: Callable[[int], None] = lambda _: None,
+        processes: Processes = ALONE,
     ) -> "KroneckerFactors":
         """Fill ``folder``; a measurement that was interrupted goes on after the last sums that were written.
 
@@ -118,31 +133,35 @@ class KroneckerFactors:
             batch_size: Samples per backward pass; it changes the result by rounding only.
             draws: As in :meth:`SampleGradients.measure`.
             on_batch: Called with the number of samples done after each batch.
+            processes: Those that measure together; each sums up its own batches, the first one adds the sums in
+                order, so that the result depends on their number by rounding.
 
         Raises:
             NumericalError: If a sum is NaN or infinite.
         """
         folder.mkdir(parents=True, exist_ok=True)
         batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
-        bases = fixed_bases(folder, bases)
-        sums = _Sums(_read(folder / SUMS_FILE) if (folder / SUMS_FILE).is_file() else None)
+        bases = fixed_bases(folder, bases, processes)
+        file = _sums_file(folder, processes.rank, processes.count)
+        sums = _Sums(_read(file) if file.is_file() else None)
         written, cost = time.monotonic(), 0.0
+        own = range(processes.rank, len(batches), processes.count)
         for number, positions in enumerate(batches):
-            if number >= sums.batches:
+            if number in own[sums.batches :]:
                 _add_batch(base, bases, samples, positions, sums, safety_samples, weights, draws)
                 start = time.monotonic()
-                if cost <= SAVING_SHARE * (start - written) or number == len(batches) - 1:
-                    _check_finite(sums)
-                    save_tensors(folder / SUMS_FILE, sums.tensors)
+                if cost <= SAVING_SHARE * (start - written) or number == own[-1]:
+                    sums.write(file)
                     written = time.monotonic()
                     cost = written - start
             on_batch(len(positions))
+        _put_together(folder, processes)
         index = {
             "safety_samples": safety_samples,
             "weights": list(weights),
             "sides": {name: basis.side for name, basis in bases.items()},
         }
-        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
+        write_index(folder, index, processes)
         return KroneckerFactors.load(folder)
 
     @staticmethod
@@ -199,11 +218,24 @@ def _add_batch(
     sums.add(BATCHES, torch.ones(1, dtype=torch.int64))
 
 
-def _check_finite(sums: _Sums) -> None:
-    for key, value in sums.tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            name = key.partition("/")[0]
-            raise NumericalError(f"the gradient at module '{name}' is NaN or infinite. Calibrate in float32.")
+def _put_together(folder: Path, processes: Processes) -> None:
+    """One file of sums out of those of all processes; what earlier starts with another number of them left goes."""
+    processes.barrier()
+    if not processes.is_first:
+        return
+    if processes.count > 1:
+        total = _Sums()
+        for rank in range(processes.count):
+            file = _sums_file(folder, rank, processes.count)
+            for key, value in (_read(file) if file.is_file() else {}).items():  # more processes than batches: no file
+                total.add(key, value)
+        total.write(folder / SUMS_FILE)
+    for file in folder.glob("sums-*-of-*.safetensors"):
+        file.unlink()
+
+
+def _sums_file(folder: Path, rank: int, count: int) -> Path:
+    return folder / (SUMS_FILE if count == 1 else f"sums-{rank}-of-{count}.safetensors")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

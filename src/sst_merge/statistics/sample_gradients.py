@@ -22,10 +22,12 @@ from sst_merge.adapter import Updates
 from sst_merge.errors import NumericalError
 from sst_merge.linalg import Side, joint_basis, patch_basis
 from sst_merge.models import Base, Batch, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.processes import Processes
 from sst_merge.wheels import replace_file
 
 BASIS_FILE = "basis.safetensors"
 INDEX_FILE = "index.json"
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class SampleGradients:
         batch_size: int,
         draws: Sequence[Float64[Tensor, " _"]] | None = None,
         on_batch: Callable[[int], None] = lambda _: None,
+        processes: Processes = ALONE,
     ) -> "SampleGradients":
         """Fill ``folder``; batches that are there already are kept.
 
@@ -206,13 +209,15 @@ class SampleGradients:
             draws: Of each sample one number in [0, 1) per answer token, by which labels are sampled from the model
                 (the true Fisher); ``None`` takes the data's labels (the empirical Fisher).
             on_batch: Called with the number of samples done after each batch.
+            processes: Those that measure together; each batch file is written by one of them, and is the same file
+                whichever that is.
         """
         folder.mkdir(parents=True, exist_ok=True)
         batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
-        bases = fixed_bases(folder, bases)
+        bases = fixed_bases(folder, bases, processes)
         for number, positions in enumerate(batches):
             file = _batch_file(folder, number)
-            if not file.exists():
+            if number % processes.count == processes.rank and not file.exists():
                 gradients, _ = batch_gradients(
                     base,
                     bases,
@@ -227,7 +232,7 @@ class SampleGradients:
             "weights": list(weights),
             "sides": {name: basis.side for name, basis in bases.items()},
         }
-        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
+        write_index(folder, index, processes)
         return SampleGradients.load(folder)
 
     @staticmethod
@@ -273,12 +278,21 @@ class SampleGradients:
         return rows * (weights / totals).sqrt().float()[:, None]
 
 
-def fixed_bases(folder: Path, bases: Mapping[str, PatchBasis]) -> dict[str, PatchBasis]:
+def fixed_bases(folder: Path, bases: Mapping[str, PatchBasis], processes: Processes = ALONE) -> dict[str, PatchBasis]:
     """The coordinates that the batches in the folder are in: those of its first start, whatever a new SVD rounds to."""
-    if not (folder / BASIS_FILE).is_file():
+    if processes.is_first and not (folder / BASIS_FILE).is_file():
         save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+    processes.barrier()
     with safe_open(folder / BASIS_FILE, framework="pt") as file:
         return {name: PatchBasis(basis.side, file.get_tensor(name)) for name, basis in bases.items()}
+
+
+def write_index(folder: Path, index: dict[str, object], processes: Processes = ALONE) -> None:
+    """Mark a measurement as complete, once every process has done its part."""
+    processes.barrier()
+    if processes.is_first:
+        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
+    processes.barrier()
 
 
 def _batch_file(folder: Path, number: int) -> Path:

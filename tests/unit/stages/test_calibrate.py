@@ -1,6 +1,9 @@
 """What is measured where: point of linearisation, labels, coordinates, and whose statistics are shared."""
 
+import fcntl
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
+from sst_merge.errors import RunFolderError
 from sst_merge.models import Base, applied
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
@@ -148,3 +152,37 @@ def test_a_method_without_data_needs_neither_model_nor_rows(inputs: Path, tmp_pa
     planned = plan(config, root=Path())
     write_plan(planned, command="test")
     assert calibrate(planned, LazyBase(no_model), SilentReporter()).found == {}
+
+
+def test_a_run_waits_for_another_that_measures_the_same_statistic_in_the_store(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    planned = made(inputs, tmp_path / "run", store=str(tmp_path / "store"))
+    write_plan(planned, command="test")
+    folder = statistics_folder(planned)
+    assert folder is not None
+    folder.parent.mkdir()
+    told: list[str] = []
+    with folder.with_suffix(".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        class Other(SilentReporter):
+            """The other run, which ends once this one waits for it."""
+
+            def say(self, text: str) -> None:
+                told.append(text)
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        calibrate(planned, LazyBase(lambda: base), Other())
+    assert told == [f"note: another run is measuring {folder}; waiting for it"]
+    assert SampleGradients.is_complete(folder)
+
+
+def test_a_store_on_a_full_disk_is_told_before_anything_is_measured(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = made(inputs, tmp_path / "run", store=str(tmp_path / "store"))
+    write_plan(planned, command="test")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(RunFolderError, match=r"the statistics need .* free"):
+        calibrate(planned, LazyBase(no_model), SilentReporter())
