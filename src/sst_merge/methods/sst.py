@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sst_merge.adapter import Update, concatenate, squared_norm
-from sst_merge.errors import StatisticsError
+from sst_merge.errors import NumericalError, StatisticsError
 from sst_merge.kronecker import kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.linalg import (
     Combination,
@@ -202,6 +202,11 @@ class Sst(MergeMethod):
             safety, utility = squares[is_safety].sum(dim=0), squares[~is_safety].sum(dim=0)
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
+        if eps == 0 and self.fisher == "diagonal":
+            raise NumericalError(
+                f"the utility Fisher of module '{inputs.name}' is zero, so every direction would be free. Calibrate on "
+                "utility samples whose gradient is not zero."
+            )
         values = (safety + gamma) / (utility + eps).clamp(min=TINY)
         if self.keep.soft == 0:
             weights = torch.ones_like(values)

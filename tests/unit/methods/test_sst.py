@@ -293,8 +293,9 @@ def test_samples_that_are_nearly_alike_in_both_data_sets_give_the_dense_solution
 def test_utility_data_without_gradient_is_an_error_and_not_a_patch(tmp_path: Path) -> None:
     rows = {name: torch.cat([torch.ones(3, p), torch.zeros(3, p)]) for name, p in COORDINATES.items()}
     gradients = gradients_from_rows(tmp_path, SAFETY, rows, safety_samples=3)
-    with pytest.raises(NumericalError, match="utility"):
-        merge(Sst(), gradients)
+    for fisher in ("exact", "diagonal"):
+        with pytest.raises(NumericalError, match="utility Fisher"):
+            merge(Sst(fisher=fisher), gradients)
 
 
 def test_a_module_whose_patch_is_zero_keeps_its_utility_update_beside_others(tmp_path: Path) -> None:
