@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch.distributed
 
+from sst_merge.errors import ConfigError
+
 Value = TypeVar("Value")
 PATIENCE = datetime.timedelta(hours=24)
 """How long a process waits for the others; the launcher ends all of them when one fails."""
@@ -64,9 +66,17 @@ def join_processes() -> Processes:
     """Find the processes that a launcher started, by ``WORLD_SIZE``, ``RANK`` and ``LOCAL_RANK``; alone without them.
 
     They talk by gloo, over the address in ``MASTER_ADDR`` and ``MASTER_PORT``: there is little to say.
+
+    Raises:
+        ConfigError: If the environment names several processes, but not how they find each other.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE is {count} in the environment, but {', '.join(missing)} is not set. Start the command with "
+            "torchrun or accelerate launch, or unset WORLD_SIZE."
+        )
     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     return Processes(torch.distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))

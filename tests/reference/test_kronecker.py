@@ -189,6 +189,19 @@ def test_a_utility_fisher_of_zeros_and_values_that_are_not_finite_are_refused() 
         steer_kronecker_softly(broken, utility, patch, price=1.0)
 
 
+def test_regmean_is_the_soft_rule_with_one_factor_and_price_one() -> None:
+    """``W = (W_s Z_s + W_u Z_u) (Z_s + Z_u)^{-1}`` (Jin et al. 2023, arXiv:2212.09849, in our layout ``W x``)."""
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, ROWS, COLUMNS))
+    z_s, z_u = factor(rng, COLUMNS), factor(rng, COLUMNS)
+    safety, utility = (
+        KroneckerFisher(torch.eye(ROWS, dtype=torch.float64), torch.from_numpy(each)) for each in (z_s, z_u)
+    )
+    steered = steer_kronecker_softly(safety, utility, torch.from_numpy(first - second), price=1.0)
+    expected = (first @ z_s + second @ z_u) @ np.linalg.inv(z_s + z_u)
+    np.testing.assert_allclose(second + steered.numpy(), expected, **ROUNDING)
+
+
 def tokens_one_by_one(base: Base, name: str, basis: PatchBasis, sample: Encoded) -> list[tuple[Tensor, Tensor]]:
     """``(l_t, r_t)`` of one unpadded sample at one module, by autograd with respect to the module's output."""
     seen: list[Tensor] = []

@@ -207,11 +207,11 @@ def _add_batch(
 ) -> None:
     """One backward pass; every module's tokens go into the sums as soon as their gradient is there."""
     batch = collate(base, [samples[position] for position in positions])
-    weight = torch.tensor([weights[position] for position in positions], device=base.device)
+    weight = torch.tensor([weights[position] for position in positions], dtype=torch.float64)
     is_safety = torch.tensor([position < safety_samples for position in positions], device=base.device)
 
     def on_tokens(name: str, left: Tensor, right: Tensor) -> None:
-        sums.add_tokens(name, left, right, weight.to(left.dtype), is_safety)
+        sums.add_tokens(name, left, right, weight.to(left.device, left.dtype), is_safety)
 
     with torch.enable_grad(), capture_tokens(base, bases, on_tokens):
         answer_log_likelihood(base, batch, chosen_draws(draws, positions)).sum().backward()

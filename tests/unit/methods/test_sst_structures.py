@@ -179,6 +179,25 @@ def test_the_soft_rule_in_any_span_equals_a_dense_solve(patch: dict[str, Any], s
         np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-5, atol=2e-6)
 
 
+def test_fisher_merging_is_the_soft_rule_at_price_one_between_the_adapters(statistics: Statistics) -> None:
+    """``(F_s + F_u)^{-1} (F_s theta_s + F_u theta_u)``, diagonal (Matena and Raffel 2022, arXiv:2111.09832)."""
+    method = Sst(fisher="diagonal", patch="interpolate", span="joint", keep=Keep(soft=1.0), damping_safety=0.0)
+    gradients = statistics.gradients(*method.coordinates())
+    assert gradients is not None
+    found = dense(merge(method, statistics))
+    for name in SHAPES:
+        basis, squares = gradients.basis(name), gradients.rows(name).double().square()
+        f_s, f_u = squares[:6].sum(dim=0), squares[6:].sum(dim=0)
+        theta_s, theta_u = (
+            patch_coordinates(update, basis.q, basis.side).double().flatten()
+            for update in (SAFETY[name], UTILITY[name])
+        )
+        shape = patch_coordinates(SAFETY[name], basis.q, basis.side).shape
+        c = ((f_s * theta_s + f_u * theta_u) / (f_s + f_u)).view(shape).float()
+        expected = c @ basis.q if basis.side == "output" else basis.q.T @ c
+        torch.testing.assert_close(found[name], expected, **FLOAT32)
+
+
 def test_the_joint_coordinates_hold_both_updates_in_orthonormal_rows() -> None:
     for name, basis in patch_bases(SAFETY, UTILITY).items():
         assert len(basis.q) == 5
