@@ -1,4 +1,4 @@
-"""One process, and an environment that promises more. Several of them: tests/e2e/test_processes.py."""
+"""One process, and an environment that promises more. Several of them: tests/e2e/test_several_processes.py."""
 
 import pytest
 
