@@ -5,6 +5,7 @@
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,9 @@ from transformers import (
 )
 
 from sst_merge.adapter import Update, Updates
-from sst_merge.models import Base, Encoded, encode, prepare_base
-from sst_merge.statistics import SampleGradients
-from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.models import Base, Encoded, applied, encode, prepare_base
+from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics.sample_gradients import PatchBasis, patch_bases
 
 Family = Literal["llama", "mistral", "qwen2"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2")
@@ -242,12 +243,14 @@ def gradients_from_rows(
     *,
     safety_samples: int,
     weights: Sequence[float] | None = None,
+    utility: Updates | None = None,
 ) -> SampleGradients:
     """Statistics with given per-sample gradients, ``rows[name]`` of shape ``(samples, p)`` in the patch's coordinates.
 
-    They go through the files that a calibration writes: two batches, the second holding the first samples.
+    They go through the files that a calibration writes: two batches, the second holding the first samples. With the
+    utility adapter the coordinates span both.
     """
-    bases = patch_bases(safety)
+    bases = patch_bases(safety, utility)
     samples = len(weights) if weights else len(next(iter(rows.values())))
     half = samples // 2
     batches = (tuple(range(half, samples)), tuple(range(half)))
@@ -265,13 +268,68 @@ def gradients_from_rows(
     )
 
 
-def random_gradients(folder: Path, safety: Updates, *, samples: int = 12, seed: int = 0) -> SampleGradients:
+def coordinate_shape(update: Update, basis: PatchBasis) -> tuple[int, int]:
+    """Shape of ``C``: ``(d_out, rank)`` on the output side, ``(rank, d_in)`` on the input side."""
+    rank = len(basis.q)
+    return (update.shape[0], rank) if basis.side == "output" else (rank, update.shape[1])
+
+
+def random_gradients(
+    folder: Path, safety: Updates, *, samples: int = 12, seed: int = 0, utility: Updates | None = None
+) -> SampleGradients:
     """Statistics with random gradients, half of the samples safety samples; modules differ in scale."""
     rng = torch.Generator().manual_seed(seed)
+    bases = patch_bases(safety, utility)
     rows = {}
     for number, (name, update) in enumerate(sorted(safety.items())):
-        basis = patch_bases({name: update})[name]
-        size = basis.q.shape[0] * (update.shape[0] if basis.side == "output" else update.shape[1])
+        size = math.prod(coordinate_shape(update, bases[name]))
         if size:
             rows[name] = torch.randn(samples, size, generator=rng) * (1 + number % 3)
-    return gradients_from_rows(folder, safety, rows, safety_samples=samples // 2, weights=[1.0] * samples)
+    return gradients_from_rows(
+        folder, safety, rows, safety_samples=samples // 2, weights=[1.0] * samples, utility=utility
+    )
+
+
+def random_factors(
+    folder: Path, safety: Updates, *, tokens: int = 40, seed: int = 0, utility: Updates | None = None
+) -> KroneckerFactors:
+    """Kronecker factors of random tokens of two samples in each data set; modules differ in scale."""
+    rng = torch.Generator().manual_seed(seed)
+    bases = patch_bases(safety, utility)
+    sums = {"batches": torch.ones(1, dtype=torch.int64)}
+    for number, (name, update) in enumerate(sorted(safety.items())):
+        for data in ("safety", "utility"):
+            for factor, size in zip(("left", "right"), coordinate_shape(update, bases[name]), strict=True):
+                drawn = torch.randn(tokens, size, generator=rng) * torch.rand(size, generator=rng) * (1 + number % 3)
+                sums[f"{name}/{data}/{factor}"] = drawn.T @ drawn
+            sums[f"{name}/{data}/tokens"] = torch.tensor([float(tokens)])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: basis.q for name, basis in bases.items()}, folder / "basis.safetensors")
+    save_file(sums, folder / "sums.safetensors")
+    return KroneckerFactors(folder, 2, (1.0,) * 4, {name: basis.side for name, basis in bases.items()})
+
+
+def random_statistics(folder: Path, utility: Updates, safety: Updates) -> Statistics:
+    """Every statistic in all coordinates that a method may ask for."""
+    found: dict[Request, SampleGradients | KroneckerFactors] = {}
+    for span, both in (("safety", None), ("joint", utility)):
+        gradients = random_gradients(folder / f"gradients-{span}", safety, utility=both)
+        factors = random_factors(folder / f"factors-{span}", safety, utility=both)
+        for form in ("add", "interpolate"):
+            found[Request("sample_gradients", span, form)] = gradients
+            found[Request("kronecker_factors", span, form)] = factors
+    return Statistics(found)
+
+
+def measured_statistics(
+    base: Base, folder: Path, requests: Sequence[Request], utility: Updates, safety: Updates, **arguments: Any
+) -> Statistics:
+    """What a calibration on the conversations at base + utility measures, half of them safety samples."""
+    samples = encoded_conversations(base)
+    settings = {"safety_samples": 4, "weights": [1.0] * len(samples), "batch_size": len(samples), **arguments}
+    found: dict[Request, SampleGradients | KroneckerFactors] = {}
+    for request in requests:
+        bases = patch_bases(safety, utility if request.span == "joint" else None)
+        with applied(base, utility, "utility"):
+            found[request] = STATISTICS[request.statistic].measure(base, bases, samples, folder, **settings)
+    return Statistics(found)

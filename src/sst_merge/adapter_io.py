@@ -9,6 +9,7 @@ import json
 import math
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sst_merge.adapter import Update, Updates
+from sst_merge.adapter import Update, Updates, concatenate
 from sst_merge.errors import AdapterError
 from sst_merge.wheels import file_sha256
 
@@ -256,29 +257,78 @@ def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = Fals
     Raises:
         AdapterError: If the bases, the modules or the shapes differ.
     """
-    bases = [_base(read_config(path)) for path in (utility, safety)]
-    if bases[0] != bases[1] and not allow_different_base:
-        raise AdapterError(
-            "the adapters have different base models:\n"
-            f"  utility  {bases[0]}   ({utility / CONFIG_FILE})\n"
-            f"  safety   {bases[1]}   ({safety / CONFIG_FILE})\n"
-            "  Retrain one of them, or set allow_different_base: true if the weights are known to be equal."
-        )
-    first, second = read_headers(utility), read_headers(safety)
-    if difference := sorted(set(first) ^ set(second)):
-        owner = "utility" if difference[0] in first else "safety"
-        raise AdapterError(
-            f"module '{difference[0]}' is in '{owner}' only ({len(difference)} of {len(set(first) | set(second))} "
-            f"modules differ).\n  utility {utility}\n  safety  {safety}\n"
-            "  Train both adapters on the same target modules."
-        )
-    for name, header in first.items():
-        if header.shape != second[name].shape:
+    return check_together([("utility", utility), ("safety", safety)], allow_different_base=allow_different_base)[0]
+
+
+def check_together(
+    folders: Sequence[tuple[str, Path]], *, allow_different_base: bool = False
+) -> list[dict[str, AdapterHeader]]:
+    """Check from headers alone that adapters can be merged: each with the first.
+
+    Args:
+        folders: What each adapter is called in messages, and its folder.
+        allow_different_base: Whether they may name different base models.
+
+    Returns:
+        The headers of each.
+
+    Raises:
+        AdapterError: If the bases, the modules or the shapes differ.
+    """
+    bases = [_base(read_config(path)) for _, path in folders]
+    headers = [read_headers(path) for _, path in folders]
+    width = max(len(label) for label, _ in folders)
+    (first, first_path), *others = folders
+    for number, (label, path) in enumerate(others, start=1):
+        if bases[0] != bases[number] and not allow_different_base:
             raise AdapterError(
-                f"module '{name}' has shape {header.shape} in {utility} and {second[name].shape} in {safety}: "
-                "the adapters belong to different models."
+                "the adapters have different base models:\n"
+                f"  {first:<{width}}  {bases[0]}   ({first_path / CONFIG_FILE})\n"
+                f"  {label:<{width}}  {bases[number]}   ({path / CONFIG_FILE})\n"
+                "  Retrain one of them, or set allow_different_base: true if the weights are known to be equal."
             )
-    return first
+        ours, theirs = headers[0], headers[number]
+        if difference := sorted(set(ours) ^ set(theirs)):
+            owner = first if difference[0] in ours else label
+            raise AdapterError(
+                f"module '{difference[0]}' is in '{owner}' only ({len(difference)} of {len(set(ours) | set(theirs))} "
+                f"modules differ).\n  {first:<{width}} {first_path}\n  {label:<{width}} {path}\n"
+                "  Train both adapters on the same target modules."
+            )
+        for name, header in ours.items():
+            if header.shape != theirs[name].shape:
+                raise AdapterError(
+                    f"module '{name}' has shape {header.shape} in {first_path} and {theirs[name].shape} in {path}: "
+                    "the adapters belong to different models."
+                )
+    return headers
+
+
+def read_sum(sources: Sequence[tuple[Path, float]]) -> Updates:
+    """``sum_i weight_i * update_i`` of adapters on the same modules, exactly: factors side by side, ranks added.
+
+    Args:
+        sources: Folder and weight of each; one of weight 1 is read as it is.
+
+    Raises:
+        AdapterError: As :func:`read_adapter`, or if the modules differ.
+    """
+    parts = [({n: u.scaled(weight) for n, u in read_adapter(path).updates.items()}, path) for path, weight in sources]
+    first, first_path = parts[0]
+    for other, path in parts[1:]:
+        if first.keys() != other.keys():
+            raise AdapterError(f"{first_path} and {path} differ in {len(first.keys() ^ other.keys())} module(s).")
+    if len(parts) == 1:
+        return first
+    return {name: concatenate([updates[name] for updates, _ in parts]) for name in first}
+
+
+def sum_sha256(sources: Sequence[tuple[Path, float]]) -> str:
+    """One hash for a weighted sum; that of the folder for a single adapter of weight 1."""
+    parts = [[folder_sha256(path), weight] for path, weight in sources]
+    if len(parts) == 1 and sources[0][1] == 1:
+        return folder_sha256(sources[0][0])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _base(config: dict[str, Any]) -> str:

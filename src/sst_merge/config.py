@@ -148,15 +148,47 @@ class EvaluationConfig(Section):
         return self
 
 
-class AdaptersConfig(Section):
-    """The two adapters to merge."""
+class WeightedAdapter(Section):
+    """One of several adapters whose updates are added up."""
 
-    utility: Path
-    """PEFT folder of the utility adapter."""
-    safety: Path
-    """PEFT folder of the safety adapter."""
+    path: Path
+    """PEFT folder."""
+    weight: float = Field(default=1.0, gt=0, le=4)
+    """Factor on its update in the sum."""
+
+
+def _as_adapters(value: Any) -> Any:
+    """In a list, a bare string is the folder of an adapter of weight 1."""
+    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
+AdapterSum = Annotated[
+    Path | Annotated[list[WeightedAdapter], Field(min_length=1)],
+    BeforeValidator(_as_adapters),
+]
+
+
+class AdaptersConfig(Section):
+    """The adapters to merge: one or several of each kind, all on the same modules of one base model."""
+
+    utility: AdapterSum
+    """PEFT folder of the utility adapter; or a list, whose weighted sum of updates is the utility update."""
+    safety: AdapterSum
+    """PEFT folder of the safety adapter; or a list, whose weighted sum of updates is the safety update."""
     allow_different_base: bool = False
     """Merge although the adapters name different base models, because their weights are known to be equal."""
+
+    def of(self, role: Literal["utility", "safety"]) -> tuple[WeightedAdapter, ...]:
+        """The adapters of one kind; a single path is one of weight 1."""
+        given: Path | list[WeightedAdapter] = getattr(self, role)
+        return (WeightedAdapter(path=given),) if isinstance(given, Path) else tuple(given)
+
+    def described(self, role: Literal["utility", "safety"]) -> str:
+        """The folder, or the weighted sum of folders, in one line."""
+        sources = self.of(role)
+        if len(sources) == 1 and sources[0].weight == 1:
+            return str(sources[0].path)
+        return " + ".join(f"{source.weight:g} * {source.path}" for source in sources)
 
 
 class CalibrationConfig(Section):
@@ -168,6 +200,12 @@ class CalibrationConfig(Section):
     """Harmful prompts with refusals."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
+    point: Literal["utility", "midpoint", "base"] = "utility"
+    """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base."""
+    labels: Literal["data", "model"] = "data"
+    """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
+    store: Path | None = None
+    """Folder of statistics that runs share; the run's own folder when left out. It decides no number."""
 
 
 def _known_template(value: str) -> str:

@@ -18,6 +18,8 @@ from sst_merge.adapter import Update
 from sst_merge.errors import NumericalError
 
 Side = Literal["output", "input"]
+Span = Literal["safety", "joint"]
+PatchForm = Literal["add", "interpolate"]
 
 # Directions of the Gram matrix below this fraction of its largest eigenvalue are rounding, not data. Rounding of the
 # float32 gradients moves *singular* values of J by about 1e-6 of the largest, eigenvalues of K = J J^T by the square
@@ -51,6 +53,28 @@ def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
     kept = values > values.max().clamp(min=torch.finfo(torch.float64).tiny) * 1e-9
     basis = (q_a @ right.T)[:, kept] if side == "output" else (q_b @ left)[:, kept]
     return basis.T.float().contiguous()
+
+
+def joint_basis(first: Update, second: Update, side: Side) -> Float[Tensor, "rank dim"]:
+    """Orthonormal rows that span two updates of one module together, by falling weight in both.
+
+    The right singular vectors of ``[first; second]`` (output side) or the left ones of ``[first, second]`` (input
+    side): like those of :func:`patch_basis` they do not depend on the gauge of either.
+
+    Returns:
+        float32, of shape ``(rank, d_in)`` or ``(rank, d_out)``; ``rank`` is at most the sum of both ranks.
+
+    Example:
+        >>> one = Update(torch.tensor([[3.0], [0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+        >>> other = Update(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0, 0.0, 1.0]]))
+        >>> joint_basis(one, other, "output").abs().tolist()
+        [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    if side == "output":
+        stacked = Update(torch.block_diag(first.b, second.b), torch.cat([first.a, second.a]))
+    else:
+        stacked = Update(torch.cat([first.b, second.b], dim=1), torch.block_diag(first.a, second.a))
+    return patch_basis(stacked, side)
 
 
 def patch_coordinates(update: Update, basis: Float[Tensor, "rank dim"], side: Side) -> Float[Tensor, "rows columns"]:
@@ -174,6 +198,8 @@ class Eigendirections:
     """``gamma / eps``: lambda of every direction that neither data set touches."""
     neutral_directions: int
     """How many of them there are."""
+    neutral_energy: float
+    """``gamma |C_0|^2`` over them: their share of the patch's energy ``C_0^T (F_s + gamma I) C_0``."""
     patch: Float64[Tensor, " directions"]
     """The patch's coordinate along each direction, ``v_i^T (F_u + eps I) C_0``."""
     to_samples: Float64[Tensor, "samples directions"]
@@ -227,10 +253,13 @@ def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_util
     lambdas, whitened_vectors = lambdas.flip(0).clamp(min=0.0), whitened_vectors.flip(1)
     directions = torch.linalg.solve_triangular(factor.T, whitened_vectors, upper=True)  # columns v_i
     patch = (vectors.T @ problem.response) / root  # C_0 in the orthonormal basis
+    untouched = problem.patch_squared_norm - float(patch.square().sum())
+    neutral_energy = gamma * max(0.0, untouched) if problem.coordinates > len(values) else 0.0
     return Eigendirections(
         values=lambdas,
         neutral_value=gamma / eps,
         neutral_directions=problem.coordinates - len(values),
+        neutral_energy=neutral_energy,
         patch=directions.T @ (damped @ patch),
         to_samples=(vectors / root) @ directions,
     )

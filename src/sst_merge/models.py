@@ -526,10 +526,19 @@ def length_sorted(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def answer_log_likelihood(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
+def answer_log_likelihood(
+    base: Base, batch: Batch, draws: Float[Tensor, "batch width"] | None = None
+) -> Float[Tensor, " batch"]:
     """``log p(answer | prompt)``, summed over the answer's tokens, in nats; differentiable.
 
     Logits are computed for the columns that hold answers only (``logits_to_keep``), by the model's own head.
+
+    Args:
+        base: The model.
+        batch: Prompts with answers.
+        draws: If given, one number in [0, 1) per answer token, in the last columns. Each token is then replaced, as
+            a label only, by one drawn from the model's distribution at its place; the context stays the data's
+            (teacher forcing), so that labels are independent given the context.
     """
     width = max(1, int(batch.answer_mask.sum(dim=1).max()))  # answers end in the last column
     logits = base.model(
@@ -540,10 +549,24 @@ def answer_log_likelihood(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
         use_cache=False,
     ).logits[:, :-1]
     targets, wanted = batch.ids[:, -width:], batch.answer_mask[:, -width:]
+    if draws is not None:
+        targets = _drawn_tokens(logits.detach(), draws)
     token_log_likelihood = -nn.functional.cross_entropy(
         _at_least_float32(logits).transpose(1, 2), targets, reduction="none"
     )  # (batch, width)
     return (token_log_likelihood * wanted).sum(dim=1)
+
+
+def _drawn_tokens(
+    logits: Float[Tensor, "batch width vocabulary"], draws: Float[Tensor, "batch width"]
+) -> Int[Tensor, "batch width"]:
+    """Tokens by inverting the cumulative distribution: the same draw gives the same token in any batch."""
+    drawn = []
+    for row, numbers in zip(logits, draws.to(logits.device, torch.float64), strict=True):  # one at a time: float64
+        cumulative = row.double().softmax(dim=1).cumsum(dim=1)
+        places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        drawn.append(places.clamp(max=row.shape[1] - 1))
+    return torch.stack(drawn)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,21 @@ from torch import Tensor
 
 from sst_merge.models import Base, Encoded, applied, collate
 from sst_merge.statistics import SampleGradients
-from sst_merge.statistics.sample_gradients import PatchBasis, batch_gradients, patch_bases
+from sst_merge.statistics.sample_gradients import PatchBasis, batch_gradients, chosen_draws, patch_bases
 from tiny import FAMILIES, Family, encoded_conversations, random_adapter, tiny_base
 
 # Two ways of summing the same float64 terms; gradients are of order 1 to 100.
 ROUNDING = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def gradients_one_by_one(base: Base, bases: dict[str, PatchBasis], sample: Encoded) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradient of one unpadded sample's log-likelihood with respect to a LoRA probe that is zero."""
+def gradients_one_by_one(
+    base: Base, bases: dict[str, PatchBasis], sample: Encoded, labels: Sequence[int] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of one unpadded sample's log-likelihood with respect to a LoRA probe that is zero.
+
+    The answer's own tokens are its labels unless others are given.
+    """
+    labels = labels or sample.ids[sample.answer_start :]
     probes: dict[str, Tensor] = {}
 
     def attach(name: str, basis: PatchBasis) -> Callable[..., Tensor]:
@@ -40,7 +46,8 @@ def gradients_one_by_one(base: Base, bases: dict[str, PatchBasis], sample: Encod
             handle.remove()
     log_likelihood = torch.zeros((), dtype=base.dtype)
     for position in range(sample.answer_start, len(sample.ids)):
-        log_likelihood = log_likelihood + logits[position - 1].log_softmax(dim=0)[sample.ids[position]]
+        label = labels[position - sample.answer_start]
+        log_likelihood = log_likelihood + logits[position - 1].log_softmax(dim=0)[label]
     gradients = torch.autograd.grad(log_likelihood, [probes[name] for name in bases])
     return dict(zip(bases, gradients, strict=True)), log_likelihood.detach()
 
@@ -117,3 +124,50 @@ def test_squaring_the_batch_mean_gradient_is_another_quantity(llama64: Base) -> 
     rows = gradients["model.layers.0.mlp.up_proj"]
     per_sample, of_mean = rows.square().mean(dim=0).sum(), rows.mean(dim=0).square().sum()
     assert float(per_sample) > 1.5 * float(of_mean)
+
+
+def walked(logits: Tensor, draw: float) -> int:
+    """The first token at which the cumulative probability exceeds the draw."""
+    reached = 0.0
+    for token, probability in enumerate(logits.double().softmax(dim=0).tolist()):
+        reached += probability
+        if reached > draw:
+            return token
+    raise AssertionError("the draw is not below 1")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_true_fisher_takes_labels_from_the_model_and_contexts_from_the_data(llama64: Base, batch_size: int) -> None:
+    bases = patch_bases(random_adapter(llama64, rank=2, seed=1))
+    samples = encoded_conversations(llama64)
+    rng = torch.Generator().manual_seed(5)
+    draws = [torch.rand(sample.answer_length, generator=rng, dtype=torch.float64) for sample in samples]
+    changed = 0
+    for start in range(0, len(samples), batch_size):
+        positions = list(range(start, min(start + batch_size, len(samples))))
+        batch = collate(llama64, [samples[i] for i in positions])
+        gradients, likelihoods = batch_gradients(llama64, bases, batch, chosen_draws(draws, positions))
+        for row, i in enumerate(positions):
+            sample = samples[i]
+            logits = llama64.model(input_ids=torch.tensor([sample.ids])).logits[0]
+            places = range(sample.answer_start, len(sample.ids))
+            labels = [walked(logits[t - 1], float(draw)) for t, draw in zip(places, draws[i], strict=True)]
+            changed += sum(label != sample.ids[t] for label, t in zip(labels, places, strict=True))
+            expected, log_likelihood = gradients_one_by_one(llama64, bases, sample, labels)
+            torch.testing.assert_close(likelihoods[row], log_likelihood, **ROUNDING)
+            for name in bases:
+                torch.testing.assert_close(gradients[name][row].view_as(expected[name]), expected[name], **ROUNDING)
+    assert changed > 50
+
+
+def test_over_all_labels_the_true_score_has_mean_zero(llama64: Base) -> None:
+    """``E[grad log p(y)] = 0`` under the model: draws in the middle of equal shares stand for the distribution."""
+    name = "model.layers.1.mlp.down_proj"
+    bases = patch_bases({name: random_adapter(llama64, rank=2, seed=1)[name]})
+    (sample,) = encoded_conversations(llama64)[:1]
+    short = Encoded(sample.ids[: sample.answer_start + 1], sample.answer_start)
+    count = 2000
+    draws = (torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count
+    gradients, _ = batch_gradients(llama64, bases, collate(llama64, [short] * count), draws)
+    mean, size = gradients[name].mean(dim=0).norm(), gradients[name].norm(dim=1).mean()
+    assert float(mean) < 0.02 * float(size)  # shares of 1/2000

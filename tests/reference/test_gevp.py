@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from sst_merge.linalg import Combination, SampleSpace, eigendirections, patch_coordinates, steer_softly
+from sst_merge.linalg import Combination, Eigendirections, SampleSpace, eigendirections, patch_coordinates, steer_softly
 from sst_merge.methods import ModuleInputs, module_generator
 from sst_merge.methods.sst import Keep, Sst
 from sst_merge.statistics.sample_gradients import patch_bases
@@ -76,6 +76,17 @@ def projected(case: Case, combination: Combination) -> np.ndarray:
     return combination.neutral * patch + np.vstack([j_s, j_u]).T @ combination.weights.numpy()
 
 
+def hard_weights(keep: Keep, found: Eigendirections) -> tuple[torch.Tensor, float]:
+    """The rule as the method asks for it."""
+    return keep.hard_weights(
+        found.values,
+        found.neutral_value,
+        found.neutral_directions,
+        energies=found.values * found.patch.square(),
+        neutral_energy=found.neutral_energy,
+    )
+
+
 @every_case
 @both_dampings
 def test_eigenvalues_and_the_untouched_block_equal_the_dense_ones(case: Case, damping_safety: float) -> None:
@@ -115,7 +126,7 @@ def test_the_patch_on_the_first_directions_equals_the_dense_projection(
     expected = vectors[:, :k] @ vectors[:, :k].T @ damped @ patch
     problem = case.build()[3]
     found = eigendirections(problem, damping_safety=damping_safety, damping_utility=EPS_FRACTION)
-    weights, neutral = Keep(directions=k).hard_weights(found.values, found.neutral_value, found.neutral_directions)
+    weights, neutral = hard_weights(Keep(directions=k), found)
     np.testing.assert_allclose(projected(case, found.combine(problem, weights, neutral)), expected, **ROUNDING)
 
 
@@ -132,11 +143,29 @@ def test_the_patch_above_a_threshold_equals_the_dense_projection(
     kept = vectors[:, values >= threshold]
     problem = case.build()[3]
     found = eigendirections(problem, damping_safety=damping_safety, damping_utility=EPS_FRACTION)
-    weights, neutral = Keep(threshold=threshold).hard_weights(
-        found.values, found.neutral_value, found.neutral_directions
-    )
+    weights, neutral = hard_weights(Keep(threshold=threshold), found)
     combination = found.combine(problem, weights, neutral)
     np.testing.assert_allclose(projected(case, combination), kept @ kept.T @ damped @ patch, **ROUNDING)
+
+
+@every_case
+@both_dampings
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.8, 0.99])
+def test_the_patch_of_an_energy_is_the_first_dense_projection_that_holds_it(
+    case: Case, damping_safety: float, fraction: float
+) -> None:
+    f_s, _, patch, gamma, eps, values, vectors, damped = dense(case, damping_safety)
+    energy = f_s + gamma * np.eye(case.coordinates)
+    neutral = np.isclose(values, gamma / eps, rtol=1e-9, atol=1e-9)  # one block: no sample touches these
+    after, kept = np.zeros_like(patch), np.zeros(case.coordinates, dtype=bool)
+    while after @ energy @ after < fraction * (1 - 1e-9) * (patch @ energy @ patch):
+        first = int(np.argmin(kept))  # the largest lambda that is left
+        kept |= neutral if neutral[first] else np.arange(case.coordinates) == first
+        after = vectors[:, kept] @ vectors[:, kept].T @ damped @ patch
+    problem = case.build()[3]
+    found = eigendirections(problem, damping_safety=damping_safety, damping_utility=EPS_FRACTION)
+    weights, with_neutral = hard_weights(Keep(energy=fraction), found)
+    np.testing.assert_allclose(projected(case, found.combine(problem, weights, with_neutral)), after, **ROUNDING)
 
 
 @every_case
@@ -217,7 +246,7 @@ def test_without_damping_the_largest_eigenvalue_maximises_the_rayleigh_quotient(
 @pytest.mark.parametrize("shape", [(5, 6), (7, 4)], ids=["output side", "input side"])
 @pytest.mark.parametrize(
     "keep",
-    [Keep(soft=0.0), Keep(soft=2.5), Keep(directions=4), Keep(threshold=1.0)],
+    [Keep(soft=0.0), Keep(soft=2.5), Keep(directions=4), Keep(threshold=1.0), Keep(energy=0.7)],
     ids=lambda keep: keep.model_dump_json(),
 )
 def test_the_diagonal_rule_equals_a_loop_over_coordinates(shape: tuple[int, int], keep: Keep, tmp_path: Path) -> None:
@@ -239,12 +268,17 @@ def test_the_diagonal_rule_equals_a_loop_over_coordinates(shape: tuple[int, int]
     gamma, eps = 0.2 * sum(f_s) / p, 0.3 * sum(f_u) / p
     lambdas = [(f_s[k] + gamma) / (f_u[k] + eps) for k in range(p)]
     ranked = sorted(range(p), key=lambda k: -lambdas[k])
+    start_values = start.flatten().tolist()
+    shares = [(f_s[k] + gamma) * start_values[k] ** 2 for k in range(p)]
+    enough = next(count for count in range(p + 1) if sum(shares[k] for k in ranked[:count]) >= 0.7 * sum(shares))
     weights = []
     for k in range(p):
         if keep.soft is not None:
             weights.append((f_s[k] + gamma) / (f_s[k] + gamma + keep.soft * f_u[k]))
         elif keep.directions is not None:
             weights.append(float(k in ranked[: keep.directions]))
+        elif keep.energy is not None:
+            weights.append(float(k in ranked[:enough]))
         else:
             weights.append(float(lambdas[k] >= 1.0))
     after = torch.tensor(weights).view_as(start) * start

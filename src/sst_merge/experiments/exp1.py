@@ -552,7 +552,7 @@ def result_of(experiment: Exp1, config: RunConfig, results: Mapping[str, Any], d
             for method in config.comparisons
         },
         "adapters": {
-            role: {"path": str(getattr(config.adapters, role)), "sha256": manifest["inputs"][role]}
+            role: {"path": config.adapters.described(role), "sha256": manifest["inputs"][role]}
             for role in ("utility", "safety")
         },
         "data": {**data.told, "sha256": manifest["inputs"]["data"]},

@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from sst_merge.adapter import Update
-from sst_merge.statistics import SampleGradients
+from sst_merge.linalg import PatchForm, Span
+from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ModuleInputs:
     utility: Update
     safety: Update
     gradients: SampleGradients | None = None
+    factors: KroneckerFactors | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,24 @@ class MergeMethod(BaseModel, ABC):
     def requires(self) -> frozenset[str]:
         """Names of the statistics that the method reads with these parameters."""
         return frozenset()
+
+    def coordinates(self) -> tuple[Span, PatchForm]:
+        """Which adapters span the coordinates of the statistics, and which patch they are for.
+
+        The patch decides where the midpoint of ``calibration.point`` is.
+        """
+        return "safety", "add"
+
+    def requests(self) -> list[Request]:
+        """What calibration has to measure for this method."""
+        return [Request(name, *self.coordinates()) for name in sorted(self.requires())]
+
+    def inputs(self, name: str, utility: Update, safety: Update, statistics: Statistics) -> ModuleInputs:
+        """One module's inputs with the statistics that the method asks for, as far as they were measured."""
+        span_and_form = self.coordinates()
+        return ModuleInputs(
+            name, utility, safety, statistics.gradients(*span_and_form), statistics.factors(*span_and_form)
+        )
 
     def prepare(self, modules: Iterable[ModuleInputs]) -> Any:
         """Look at all modules once; the result reaches every :meth:`merge_module`. By default nothing."""

@@ -5,53 +5,33 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from jaxtyping import Float64
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from sst_merge.adapter import concatenate
-from sst_merge.errors import StatisticsError
+from sst_merge.adapter import Update, concatenate, squared_norm
+from sst_merge.errors import NumericalError, StatisticsError
+from sst_merge.kronecker import kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.linalg import (
     Combination,
+    PatchForm,
     SampleSpace,
+    Span,
     eigendirections,
     patch_coordinates,
     patch_from_coordinates,
     steer_softly,
 )
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
+from sst_merge.methods.keep import Keep
+from sst_merge.statistics.sample_gradients import PatchBasis, patch_bases
 
+STATISTIC_OF = {"exact": "sample_gradients", "diagonal": "sample_gradients", "kfac": "kronecker_factors"}
+TINY = torch.finfo(torch.float64).tiny
+OUTSIDE = 1e-4
+"""A patch whose squared norm lies outside the coordinates by more than this fraction has foreign statistics."""
 
-class Keep(BaseModel):
-    """Which directions of the patch are kept; exactly one rule."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    soft: float | None = Field(default=None, ge=0)
-    """Price of utility sensitivity in units of safety sensitivity: weights lambda / (lambda + price). 0 keeps all."""
-    directions: int | None = Field(default=None, ge=0)
-    """Keep this many directions per module (per model in global scope), those with the largest lambda."""
-    threshold: float | None = Field(default=None, ge=0)
-    """Keep the directions with lambda at or above this value."""
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "Keep":
-        if len(self.model_fields_set & {"soft", "directions", "threshold"}) != 1:
-            raise ValueError("give exactly one of soft, directions, threshold")
-        return self
-
-    def hard_weights(self, values: Tensor, neutral: float, neutral_count: int) -> tuple[Tensor, float]:
-        """0/1 weight of each direction, and of the untouched ones, which tie at ``neutral`` and go together."""
-        if self.threshold is not None:
-            return (values >= self.threshold).double(), float(neutral >= self.threshold)
-        wanted = self.directions or 0
-        above = int((values > neutral).sum())
-        weights = torch.zeros_like(values, dtype=torch.float64)
-        if wanted < above + neutral_count:
-            weights[values.argsort(descending=True, stable=True)[: min(wanted, above)]] = 1.0
-            return weights, 0.0
-        weights[values.argsort(descending=True, stable=True)[: wanted - neutral_count]] = 1.0
-        return weights, 1.0
+Coordinates = Float64[Tensor, "rows columns"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +45,9 @@ class GlobalState:
 class Sst(MergeMethod):
     """``utility_weight * U + strength * P(S)``, with ``P`` from ``F_safety v = lambda F_utility v``.
 
-    The utility adapter is untouched. ``exact`` works in sample space with the full empirical Fisher matrices;
-    ``diagonal`` keeps their diagonals only.
+    The utility adapter is untouched. ``exact`` works in sample space with the full Fisher matrices, ``kfac`` with
+    their Kronecker factors, ``diagonal`` with their diagonals only. ``none`` is a heuristic that reads no data: it
+    puts the squared entries of both updates in the place of the diagonals.
     """
 
     title: ClassVar[str] = "SST-Merge"
@@ -74,26 +55,39 @@ class Sst(MergeMethod):
 
     name: Literal["sst"] = "sst"
     """Name of the method."""
-    fisher: Literal["exact", "diagonal"] = "exact"
-    """Structure of the Fisher matrices: exact (sample space) or diagonal (elementwise)."""
+    fisher: Literal["exact", "kfac", "diagonal", "none"] = "exact"
+    """Structure of the Fisher matrices: exact (sample space), kfac (Kronecker factors), diagonal (elementwise), or
+    none (a heuristic without data: squared entries of the updates)."""
     scope: Literal["module", "global"] = "module"
     """One eigenproblem per module, or one for the whole network (exact Fisher only)."""
     keep: Keep = Keep(soft=10.0)
     """Rule that chooses directions."""
+    patch: PatchForm = "add"
+    """What is steered: add (S, the safety update) or interpolate (S - U, which ends at the safety model)."""
+    span: Span = "safety"
+    """Where the steered patch may lie: in the span of the safety update, or in the joint span of both adapters."""
     damping_safety: float = Field(default=0.1, ge=0)
     """gamma as a fraction of tr(F_safety)/p. Above 0 the soft rule keeps directions that neither data set touches."""
     damping_utility: float = Field(default=0.1, gt=0)
     """eps as a fraction of tr(F_utility)/p, in the denominator of lambda (hard rules and diagonal Fisher)."""
 
     @model_validator(mode="after")
-    def _scope_fits(self) -> "Sst":
+    def _fits_together(self) -> "Sst":
         if self.scope == "global" and self.fisher != "exact":
             raise ValueError("scope global needs fisher exact")
+        if self.patch == "interpolate" and self.span != "joint":
+            raise ValueError("patch interpolate needs span joint: S - U does not lie in the span of S")
+        if self.fisher == "none" and self.keep.energy is not None:
+            raise ValueError("keep energy needs a Fisher matrix, and fisher none has none; use another keep rule")
         return self
 
     def requires(self) -> frozenset[str]:
-        """Per-sample gradients, from which both Fisher structures follow."""
-        return frozenset({"sample_gradients"})
+        """The statistic that the Fisher structure is made from; nothing for ``none``."""
+        return frozenset({STATISTIC_OF[self.fisher]} if self.fisher in STATISTIC_OF else ())
+
+    def coordinates(self) -> tuple[Span, PatchForm]:
+        """The fields of these names."""
+        return self.span, self.patch
 
     def prepare(self, modules: Iterable[ModuleInputs]) -> GlobalState | None:
         """In global scope, add up the Gram matrices of all modules and solve once."""
@@ -101,8 +95,9 @@ class Sst(MergeMethod):
             return None
         total: SampleSpace | None = None
         for inputs in modules:
-            problem = _Patch.of(inputs).problem()
-            if problem is not None:
+            patch = _Patch.of(inputs, self)
+            if not patch.is_empty:
+                problem, _ = _sample_space(inputs, patch)
                 total = problem if total is None else total + problem
         if total is None:
             return None
@@ -110,24 +105,39 @@ class Sst(MergeMethod):
         return GlobalState(combination, diagnostics)
 
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
-        """Project the safety update and concatenate it with the utility update."""
-        patch = _Patch.of(inputs)
-        if patch.rows is None:  # a patch of zeros has no direction to keep
+        """Steer the patch and add it to the utility update."""
+        patch = _Patch.of(inputs, self)
+        if patch.is_empty:  # a patch of zeros has no direction to keep
             return ModuleResult(inputs.utility.scaled(self.utility_weight), {"squared_norm": 0.0})
-        if self.fisher == "diagonal":
-            projected, diagnostics = self._diagonal(patch)
+        if self.fisher == "kfac":
+            steered, diagnostics = self._kronecker(inputs, patch)
+        elif self.fisher == "exact":
+            steered, diagnostics = self._exact(inputs, patch, state)
         else:
-            problem = patch.problem()
-            assert problem is not None
-            if self.scope == "global" and state is None:
-                raise StatisticsError("scope global: prepare has not seen the modules, so there is no common solution.")
-            combination, diagnostics = (state.combination, {}) if state is not None else self._solve(problem)
-            diagnostics = {**diagnostics, **combination.energies(problem)}
-            moved = combination.weights @ patch.rows.double()  # large weights cancel where samples are alike
-            projected = (combination.neutral * patch.coordinates.double() + moved.view_as(patch.coordinates)).float()
-        steered = patch_from_coordinates(projected, patch.basis.q, patch.basis.side)
-        parts = [inputs.utility.scaled(self.utility_weight), steered.scaled(self.strength)]
-        return ModuleResult(concatenate(parts), diagnostics)
+            steered, diagnostics = self._elementwise(inputs, patch)
+        return ModuleResult(self._assembled(inputs, patch, steered), diagnostics)
+
+    def _assembled(self, inputs: ModuleInputs, patch: "_Patch", steered: Coordinates) -> Update:
+        """``utility_weight * U + strength * P``, of at most the rank of both adapters together."""
+        utility = inputs.utility.scaled(self.utility_weight)
+        if self.span == "safety":
+            change = patch_from_coordinates(steered.float(), patch.basis.q, patch.basis.side)
+            return concatenate([utility, change.scaled(self.strength)])
+        if self.strength == 0 or not bool(steered.any()):
+            return utility
+        # Both lie in the joint span: their coordinates add, where side by side the rank would be r_s + 2 r_u.
+        total = self.utility_weight * patch.utility() + self.strength * steered
+        return patch_from_coordinates(total.float(), patch.basis.q, patch.basis.side)
+
+    def _exact(self, inputs: ModuleInputs, patch: "_Patch", state: Any) -> tuple[Coordinates, dict[str, Any]]:
+        """Steer by the full Fisher matrices in sample space."""
+        problem, rows = _sample_space(inputs, patch)
+        if self.scope == "global" and state is None:
+            raise StatisticsError("scope global: prepare has not seen the modules, so there is no common solution.")
+        combination, diagnostics = (state.combination, {}) if state is not None else self._solve(problem)
+        moved = combination.weights @ rows  # large weights cancel where samples are alike
+        steered = combination.neutral * patch.coordinates + moved.view_as(patch.coordinates)
+        return steered, {**diagnostics, **combination.energies(problem)}
 
     def _solve(self, problem: SampleSpace) -> tuple[Combination, dict[str, Any]]:
         """The combination that the keep rule asks for, and the spectrum."""
@@ -140,7 +150,11 @@ class Sst(MergeMethod):
         if self.keep.soft is not None:
             return steer_softly(problem, price=self.keep.soft, damping_safety=self.damping_safety), spectrum
         weights, neutral = self.keep.hard_weights(
-            directions.values, directions.neutral_value, directions.neutral_directions
+            directions.values,
+            directions.neutral_value,
+            directions.neutral_directions,
+            energies=directions.values * directions.patch.square(),
+            neutral_energy=directions.neutral_energy,
         )
         kept = int(weights.sum()) + int(neutral) * directions.neutral_directions
         if kept == problem.coordinates:  # everything is kept: the patch itself, without a round trip
@@ -148,57 +162,140 @@ class Sst(MergeMethod):
             return everything, {**spectrum, "directions_kept": kept}
         return directions.combine(problem, weights, neutral), {**spectrum, "directions_kept": kept}
 
-    def _diagonal(self, patch: "_Patch") -> tuple[Tensor, dict[str, Any]]:
-        """Elementwise rule with the diagonals of both Fisher matrices."""
-        assert patch.rows is not None
-        squares = patch.rows.double().square()  # (samples, p)
-        safety, utility = squares[patch.is_safety].sum(dim=0), squares[~patch.is_safety].sum(dim=0)
+    def _kronecker(self, inputs: ModuleInputs, patch: "_Patch") -> tuple[Coordinates, dict[str, Any]]:
+        """Steer by two small eigenproblems, one for each Kronecker factor."""
+        if inputs.factors is None:
+            raise _missing("kronecker_factors", inputs.name)
+        safety, utility = inputs.factors.fishers(inputs.name)
+        before, damped = patch.coordinates, safety.damped(self.damping_safety)
+        directions = kronecker_eigendirections(damped, utility.damped(self.damping_utility), before)
+        diagnostics: dict[str, Any] = {
+            "spectrum_left": [float(f"{value:.6g}") for value in directions.left_values],
+            "spectrum_right": [float(f"{value:.6g}") for value in directions.right_values],
+        }
+        if self.keep.soft is not None:
+            after = steer_kronecker_softly(damped, utility, before, price=self.keep.soft)
+        else:
+            values = directions.values.flatten()
+            weights, _ = self.keep.hard_weights(
+                values, neutral=-1.0, neutral_count=0, energies=values * directions.patch.flatten().square()
+            )
+            after = before if bool(weights.all()) else directions.combine(weights.view_as(before))
+            diagnostics["directions_kept"] = int(weights.sum())
+        return after, {
+            **diagnostics,
+            **_norms(before, after),
+            "safety_energy": safety.energy(before),
+            "safety_energy_kept": safety.energy(after),
+            "utility_energy": utility.energy(before),
+            "utility_energy_kept": utility.energy(after),
+        }
+
+    def _elementwise(self, inputs: ModuleInputs, patch: "_Patch") -> tuple[Coordinates, dict[str, Any]]:
+        """Steer each coordinate by itself, with the diagonals of both Fisher matrices or what stands for them."""
+        before = patch.coordinates.flatten()
+        if self.fisher == "none":
+            safety, utility = before.square(), patch.utility().flatten().square()
+        else:
+            rows, is_safety = _rows(inputs)
+            squares = rows.square()  # (samples, p)
+            safety, utility = squares[is_safety].sum(dim=0), squares[~is_safety].sum(dim=0)
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
-        values = (safety + gamma) / (utility + eps).clamp(min=torch.finfo(torch.float64).tiny)
+        if eps == 0 and self.fisher == "diagonal":
+            raise NumericalError(
+                f"the utility Fisher of module '{inputs.name}' is zero, so every direction would be free. Calibrate on "
+                "utility samples whose gradient is not zero."
+            )
+        values = (safety + gamma) / (utility + eps).clamp(min=TINY)
         if self.keep.soft == 0:
             weights = torch.ones_like(values)
         elif self.keep.soft is not None:
-            weights = (safety + gamma) / (safety + gamma + self.keep.soft * utility).clamp(
-                min=torch.finfo(torch.float64).tiny
-            )
+            weights = (safety + gamma) / (safety + gamma + self.keep.soft * utility).clamp(min=TINY)
         else:
-            weights, _ = self.keep.hard_weights(values, neutral=-1.0, neutral_count=0)
-        before = patch.coordinates.double().flatten()
+            energies = (safety + gamma) * before.square()
+            weights, _ = self.keep.hard_weights(values, neutral=-1.0, neutral_count=0, energies=energies)
         after = weights * before
-        energies = {
-            "squared_norm": float(before.square().sum()),
-            "squared_norm_kept": float(after.square().sum()),
-            "safety_energy": float((safety * before.square()).sum()),
-            "safety_energy_kept": float((safety * after.square()).sum()),
-            "utility_energy": float((utility * before.square()).sum()),
-            "utility_energy_kept": float((utility * after.square()).sum()),
-        }
-        return after.float().view_as(patch.coordinates), energies
+        diagnostics = _norms(before, after)
+        if self.fisher != "none":  # squared entries are no Fisher matrix, and predict no energy
+            for name, fisher in (("safety", safety), ("utility", utility)):
+                diagnostics[f"{name}_energy"] = float((fisher * before.square()).sum())
+                diagnostics[f"{name}_energy_kept"] = float((fisher * after.square()).sum())
+        return after.view_as(patch.coordinates), diagnostics
 
 
 @dataclass(frozen=True)
 class _Patch:
-    """The safety update of one module in its coordinates, with the gradients there."""
+    """The patch of one module in its coordinates."""
 
-    basis: Any
-    coordinates: Float[Tensor, "rows columns"]
-    rows: Float[Tensor, "samples p"] | None
-    is_safety: Tensor
+    basis: PatchBasis
+    coordinates: Coordinates
+    """``C_0``."""
+    utility_update: Update
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no coordinates: a patch (and, in the joint span, a utility update) of zeros."""
+        return self.coordinates.numel() == 0
 
     @staticmethod
-    def of(inputs: ModuleInputs) -> "_Patch":
-        if inputs.gradients is None:
-            raise StatisticsError(f"method 'sst' needs the statistics sample_gradients for module '{inputs.name}'.")
-        basis = inputs.gradients.basis(inputs.name)
-        coordinates = patch_coordinates(inputs.safety, basis.q, basis.side)
-        rows = inputs.gradients.rows(inputs.name) if basis.q.shape[0] else None
-        return _Patch(basis, coordinates, rows, inputs.gradients.is_safety())
+    def of(inputs: ModuleInputs, method: Sst) -> "_Patch":
+        """The patch that a method steers.
 
-    def problem(self) -> SampleSpace | None:
-        """The eigenproblem of this module in sample space; none for a patch of zeros."""
-        if self.rows is None:
-            return None
-        rows = self.rows.double()
-        flat = self.coordinates.double().flatten()
-        return SampleSpace(rows @ rows.T, rows @ flat, self.is_safety, flat.numel(), float(flat.square().sum()))
+        Raises:
+            StatisticsError: If the statistics are missing, or in coordinates that do not hold the patch.
+        """
+        basis = _basis(inputs, method)
+        update = inputs.safety
+        if method.patch == "interpolate":
+            update = concatenate([inputs.safety, inputs.utility.scaled(-1.0)])
+        patch = _Patch(basis, patch_coordinates(update, basis.q, basis.side).double(), inputs.utility)
+        spanned = [(update, patch.coordinates)]
+        if method.span == "joint":
+            spanned.append((inputs.utility, patch.utility()))
+        for whole, inside in spanned:
+            norm = squared_norm(whole)
+            if norm - float(inside.square().sum()) > OUTSIDE * norm:
+                raise StatisticsError(
+                    f"the statistics of module '{inputs.name}' are in coordinates that do not span its updates "
+                    f"(span {method.span}): they were measured for other adapters or another span. Calibrate again."
+                )
+        return patch
+
+    def utility(self) -> Coordinates:
+        """The part of the utility update inside the coordinates' space (all of it in the joint span), in them."""
+        update, q = self.utility_update, self.basis.q.double()
+        return patch_coordinates(Update(update.b.double(), update.a.double()), q, self.basis.side)
+
+
+def _basis(inputs: ModuleInputs, method: Sst) -> PatchBasis:
+    """The coordinates of the statistics; without statistics, those that they would have."""
+    if method.fisher == "none":
+        joint = {inputs.name: inputs.utility} if method.span == "joint" else None
+        return patch_bases({inputs.name: inputs.safety}, joint)[inputs.name]
+    statistics = inputs.factors if method.fisher == "kfac" else inputs.gradients
+    if statistics is None:
+        raise _missing(STATISTIC_OF[method.fisher], inputs.name)
+    return statistics.basis(inputs.name)
+
+
+def _missing(statistic: str, name: str) -> StatisticsError:
+    return StatisticsError(f"method 'sst' needs the statistics {statistic} for module '{name}'. Calibrate first.")
+
+
+def _rows(inputs: ModuleInputs) -> tuple[Float64[Tensor, "samples p"], Tensor]:
+    """Per-sample gradients of one module, and which of them are safety samples."""
+    if inputs.gradients is None:
+        raise _missing("sample_gradients", inputs.name)
+    return inputs.gradients.rows(inputs.name).double(), inputs.gradients.is_safety()
+
+
+def _sample_space(inputs: ModuleInputs, patch: _Patch) -> tuple[SampleSpace, Float64[Tensor, "samples p"]]:
+    """The eigenproblem of one module in sample space, and its rows."""
+    rows, is_safety = _rows(inputs)
+    flat = patch.coordinates.flatten()
+    return SampleSpace(rows @ rows.T, rows @ flat, is_safety, flat.numel(), float(flat.square().sum())), rows
+
+
+def _norms(before: Tensor, after: Tensor) -> dict[str, Any]:
+    return {"squared_norm": float(before.square().sum()), "squared_norm_kept": float(after.square().sum())}

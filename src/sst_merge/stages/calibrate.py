@@ -1,17 +1,28 @@
 """Calibrate: measure the statistics that a merge method asks for, once for any number of merges."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sst_merge.adapter_io import read_adapter
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from sst_merge.adapter import Updates, concatenate
 from sst_merge.data import Row
+from sst_merge.linalg import PatchForm
+from sst_merge.methods import module_generator
 from sst_merge.models import Base, Encoded, applied, check_modules, encode
+from sst_merge.processes import Processes
 from sst_merge.progress import Reporter
-from sst_merge.run_folder import canonical_sha256, versions
-from sst_merge.stages.plan import Plan, rows_sha256
-from sst_merge.statistics import SampleGradients
-from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.run_folder import canonical_sha256, require_free_space, versions
+from sst_merge.stages.plan import Plan, describe, requests, rows_sha256
+from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics.sample_gradients import ALONE, patch_bases
+
+TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 
 
 @dataclass(frozen=True)
@@ -25,66 +36,146 @@ class LazyBase:
         return self.load()
 
 
-def statistics_folder(made: Plan) -> Path | None:
-    """Where the run's statistics are: named by the hash of everything they depend on; none if no method needs any.
+def statistics_folder(made: Plan, request: Request | None = None) -> Path | None:
+    """Where a statistic is: named by the hash of everything it depends on; none if no method needs any.
 
-    That is: base model, both adapters, the rows and their weights, the point of linearisation (base + utility
-    adapter), the batch size, precision and the versions of the libraries. Not: price, keep rule, damping, strength and
-    utility weight, which any number of merges may change.
+    That is: base model, both adapters, the rows and their weights, the point of linearisation, the labels (and the
+    seed, where they are drawn), the coordinates, the batch size, precision and the versions of the libraries. Not:
+    price, keep rule, damping, strength and utility weight, which any number of merges may change.
+
+    Args:
+        made: The run.
+        request: Which statistic; the first one that the run needs when left out.
     """
-    if not made.inputs.calibration_safety or made.config.calibration is None:
+    calibration = made.config.calibration
+    request = request or next(iter(requests(made.config)), None)
+    if calibration is None or request is None:
         return None
     key = canonical_sha256(
         {
-            "statistic": "sample_gradients/1",
+            "statistic": f"{request.statistic}/1",
             "versions": versions(),
             "base_model": made.identity["inputs"]["base_model"],
             "utility": made.identity["inputs"]["utility"],
             "safety": made.identity["inputs"]["safety"],
             "safety_rows": rows_sha256(made.inputs.calibration_safety),
             "utility_rows": rows_sha256(made.inputs.calibration_utility),
-            "batch_size": made.config.calibration.batch_size,
+            "batch_size": calibration.batch_size,
+            "span": request.span,
+            "point": point_weights(calibration.point, request.form),
+            "labels": "data" if calibration.labels == "data" else ["model", made.config.seed],
             **made.identity["placement"],
         }
     )
-    return made.folder.statistics / key[:16]
+    return (made.root / calibration.store if calibration.store else made.folder.statistics) / key[:16]
 
 
-def calibrate(made: Plan, base: LazyBase, reporter: Reporter) -> SampleGradients | None:
-    """Per-sample gradients at ``base + utility``; resumed if interrupted, reused if finished.
+def point_weights(point: Literal["utility", "midpoint", "base"], form: PatchForm) -> tuple[float, float]:
+    """Factors on the utility and on the safety update at the point of linearisation.
+
+    ``midpoint`` is half way from the utility model to the whole patch at strength 1: ``U + S/2`` for the patch ``S``,
+    and ``U + (S - U)/2`` for ``S - U``.
+    """
+    if point == "midpoint":
+        return (1.0, 0.5) if form == "add" else (0.5, 0.5)
+    return (1.0, 0.0) if point == "utility" else (0.0, 0.0)
+
+
+def calibrate(made: Plan, base: LazyBase, reporter: Reporter, processes: Processes = ALONE) -> Statistics:
+    """Measure every statistic that the run's methods ask for; resumed if interrupted, reused if finished.
+
+    Args:
+        made: The run; its folder is open.
+        base: The model.
+        reporter: Shows progress.
+        processes: Those that share the work; every one of them calls this.
 
     Returns:
-        The statistics, or ``None`` if the method reads none.
+        The statistics; empty if no method reads any.
 
     Raises:
         AdapterError: If an adapter cannot be read.
         ModelError: If the adapters do not fit the model.
     """
-    folder = statistics_folder(made)
-    if folder is None or made.config.calibration is None:
-        return None
-    if SampleGradients.is_complete(folder):
-        return SampleGradients.load(folder)
-    with made.folder.timed("calibrate"):
-        rows = [*made.inputs.calibration_safety, *made.inputs.calibration_utility]
-        utility, safety = read_adapter(made.utility), read_adapter(made.safety)
-        model = base()
-        check_modules(model, safety.updates, str(made.safety))
-        samples = encode_rows(model, rows)
-        with (
-            applied(model, utility.updates, str(made.utility)),
-            reporter.task("Calibrating: per-sample gradients", len(samples)) as advance,
-        ):
-            return SampleGradients.measure(
-                model,
-                patch_bases(safety.updates),
-                samples,
-                folder,
-                safety_samples=len(made.inputs.calibration_safety),
-                weights=[row.weight for row in rows],
-                batch_size=made.config.calibration.batch_size,
-                on_batch=advance,
-            )
+    found: dict[Request, SampleGradients | KroneckerFactors] = {}
+    for request in requests(made.config):
+        folder = statistics_folder(made, request)
+        assert folder is not None  # the configuration has a calibration section where a method needs one
+        kind = STATISTICS[request.statistic]
+        if not processes.from_first(kind.is_complete(folder)):
+            with _only_writer(made, folder, processes, reporter):
+                if not processes.from_first(kind.is_complete(folder)):  # another run may have finished it meanwhile
+                    with made.folder.timed("calibrate") if processes.is_first else nullcontext():
+                        _measure(made, base(), request, folder, reporter, processes)
+        found[request] = kind.load(folder)
+    return Statistics(found)
+
+
+@contextmanager
+def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Reporter) -> Iterator[None]:
+    """In a shared store, one run at a time measures a statistic; the others wait, and find it. Freed if killed.
+
+    Raises:
+        RunFolderError: If the store's disk is too small for the statistics.
+    """
+    if made.config.calibration is None or made.config.calibration.store is None or not processes.is_first:
+        yield
+        return
+    import fcntl
+
+    require_free_space(folder, describe(made)["statistics_bytes"], "the statistics")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reporter.say(f"note: another run is measuring {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: Reporter, processes: Processes) -> None:
+    """Fill the folder of one statistic."""
+    calibration = made.config.calibration
+    assert calibration is not None
+    rows = [*made.inputs.calibration_safety, *made.inputs.calibration_utility]
+    utility, safety = made.updates("utility"), made.updates("safety")
+    check_modules(base, safety, made.where("safety"))
+    samples = encode_rows(base, rows)
+    draws = label_draws(rows, samples, made.config.seed) if calibration.labels == "model" else None
+    weights = point_weights(calibration.point, request.form)
+    with (
+        applied(base, _point(utility, safety, weights), made.where("utility")),
+        reporter.task(f"Calibrating: {TITLES[request.statistic]}", len(samples)) as advance,
+    ):
+        STATISTICS[request.statistic].measure(
+            base,
+            patch_bases(safety, utility if request.span == "joint" else None),
+            samples,
+            folder,
+            safety_samples=len(made.inputs.calibration_safety),
+            weights=[row.weight for row in rows],
+            batch_size=calibration.batch_size,
+            draws=draws,
+            on_batch=advance,
+            processes=processes,
+        )
+
+
+def _point(utility: Updates, safety: Updates, weights: tuple[float, float]) -> Updates:
+    """What is added to the base at the point of linearisation."""
+    sources = [(updates, weight) for updates, weight in zip((utility, safety), weights, strict=True) if weight]
+    if len(sources) == 1 and sources[0][1] == 1.0:
+        return sources[0][0]
+    return {name: concatenate(updates[name].scaled(w) for updates, w in sources) for name in utility if sources}
+
+
+def label_draws(rows: Sequence[Row], samples: Sequence[Encoded], seed: int) -> list[Float64[Tensor, " _"]]:
+    """One number in [0, 1) per answer token, by seed and row: the same whatever other rows or batches there are."""
+    return [
+        torch.rand(sample.answer_length, dtype=torch.float64, generator=module_generator(seed, f"labels:{row.id}"))
+        for row, sample in zip(rows, samples, strict=True)
+    ]
 
 
 def encode_rows(base: Base, rows: list[Row]) -> list[Encoded]:

@@ -37,8 +37,8 @@ from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
-from sst_merge.stages.plan import Plan
-from sst_merge.statistics import SampleGradients
+from sst_merge.stages.plan import Plan, Role
+from sst_merge.statistics import Statistics
 from sst_merge.tasks import LmEval, Task
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 
@@ -60,7 +60,7 @@ def arm_names(made: Plan) -> list[str]:
     return ["base", "utility", "safety", "merged", *(method.name for method in made.config.comparisons)]
 
 
-def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, reporter: Reporter) -> None:
+def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter: Reporter) -> None:
     """Fill ``scores/``: one file per arm and task; what is complete is kept.
 
     Raises:
@@ -73,7 +73,7 @@ def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, repo
         if is_complete(made, name):
             continue
         with made.folder.timed(f"evaluate.{name}"):
-            arm = _arm(made, name, gradients, reporter)
+            arm = _arm(made, name, statistics, reporter)
             evaluate_arm(
                 arm,
                 base(),
@@ -82,7 +82,7 @@ def evaluate(made: Plan, base: LazyBase, gradients: SampleGradients | None, repo
                 made.inputs.evaluation,
                 made.folder,
                 reporter,
-                reference=read_adapter(made.utility).updates,
+                reference=made.updates("utility"),
             )
 
 
@@ -91,16 +91,18 @@ def is_complete(made: Plan, name: str) -> bool:
     return made.folder.arm_file(name).is_file()
 
 
-def _arm(made: Plan, name: str, gradients: SampleGradients | None, reporter: Reporter) -> Arm:
+def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporter) -> Arm:
     """The updates of an arm; the merged one is read back from the adapter that was written."""
     if name == "base":
         return Arm(name, {}, None)
-    folders = {"utility": made.utility, "safety": made.safety, "merged": made.folder.adapter}
-    if name in folders:
-        return Arm(name, read_adapter(folders[name]).updates, folder_sha256(folders[name]))
+    roles: dict[str, Role] = {"utility": "utility", "safety": "safety"}
+    if name in roles:
+        return Arm(name, made.updates(roles[name]), made.identity["inputs"][name])
+    if name == "merged":
+        return Arm(name, read_adapter(made.folder.adapter).updates, folder_sha256(made.folder.adapter))
     method = next(method for method in made.config.comparisons if method.name == name)
-    utility, safety = read_adapter(made.utility).updates, read_adapter(made.safety).updates
-    merged, _ = merge_updates(method, utility, safety, gradients, seed=made.config.seed, reporter=reporter)
+    utility, safety = made.updates("utility"), made.updates("safety")
+    merged, _ = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
     return Arm(name, merged, None)
 
 

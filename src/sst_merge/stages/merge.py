@@ -5,13 +5,13 @@ from typing import Any
 import torch
 
 from sst_merge.adapter import Updates, concatenate, iterate_shared, squared_norm
-from sst_merge.adapter_io import folder_sha256, read_adapter, write_adapter
+from sst_merge.adapter_io import folder_sha256, read_adapter, read_config, write_adapter
 from sst_merge.errors import AdapterError
 from sst_merge.linalg import truncated
-from sst_merge.methods import MergeMethod, ModuleInputs, module_generator
+from sst_merge.methods import MergeMethod, module_generator
 from sst_merge.progress import Reporter
 from sst_merge.stages.plan import Plan
-from sst_merge.statistics import SampleGradients
+from sst_merge.statistics import Statistics
 
 ENERGIES = ("squared_norm", "safety_energy", "utility_energy")
 
@@ -20,7 +20,7 @@ def merge_updates(
     method: MergeMethod,
     utility: Updates,
     safety: Updates,
-    gradients: SampleGradients | None,
+    statistics: Statistics | None,
     *,
     seed: int,
     reporter: Reporter,
@@ -31,7 +31,7 @@ def merge_updates(
         method: What to do.
         utility: Updates of the utility adapter; the same modules as ``safety``.
         safety: Updates of the safety adapter.
-        gradients: The statistics, if the method requires them.
+        statistics: What calibration measured, if the method requires any.
         seed: Of random methods.
         reporter: Shows progress.
 
@@ -48,7 +48,7 @@ def merge_updates(
 
     def inputs() -> Any:
         for name, first, second in iterate_shared(utility, safety):
-            yield ModuleInputs(name, first, second, gradients)
+            yield method.inputs(name, first, second, statistics or Statistics())
 
     state = method.prepare(inputs())
     merged: Updates = {}
@@ -66,7 +66,7 @@ def merge_updates(
     return merged, diagnostics
 
 
-def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> dict[str, Any]:
+def merge(made: Plan, statistics: Statistics | None, reporter: Reporter) -> dict[str, Any]:
     """Write ``adapter/`` and ``diagnostics.json``; both are kept if they are there and belong together.
 
     Returns:
@@ -85,18 +85,16 @@ def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> 
             )
         return diagnostics
     with made.folder.timed("merge"):
-        utility, safety = read_adapter(made.utility), read_adapter(made.safety)
+        utility, safety = made.updates("utility"), made.updates("safety")
         method = made.config.method
-        merged, modules = merge_updates(
-            method, utility.updates, safety.updates, gradients, seed=made.config.seed, reporter=reporter
-        )
+        merged, modules = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
         written = (
             merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}
         )
         write_adapter(
             made.folder.adapter,
             written,
-            like={**utility.config, "base_model_name_or_path": made.config.base_model},
+            like={**read_config(made.sources("utility")[0][0]), "base_model_name_or_path": made.config.base_model},
             dtype=getattr(torch, made.config.adapter_dtype),
             card=_card(made),
         )
@@ -106,7 +104,7 @@ def merge(made: Plan, gradients: SampleGradients | None, reporter: Reporter) -> 
             "method": method.model_dump(mode="json"),
             "adapter_sha256": folder_sha256(made.folder.adapter),
             "modules_merged": len(merged),
-            "modules_in_adapters": len(utility.updates),
+            "modules_in_adapters": len(utility),
             "total": _kept(_sum(modules)),
             "written_relative_error": loss,
             "spectrum": _spectrum(modules),
@@ -170,10 +168,10 @@ tags: [lora, merge, sst-merge]
 ---
 # Merged adapter ({method.title})
 
-Made by SST-Merge from two LoRA adapters of {made.config.base_model}:
+Made by SST-Merge from LoRA adapters of {made.config.base_model}:
 
-- utility: `{made.config.adapters.utility}` (sha256 {made.identity["inputs"]["utility"][:16]})
-- safety: `{made.config.adapters.safety}` (sha256 {made.identity["inputs"]["safety"][:16]})
+- utility: `{made.config.adapters.described("utility")}` (sha256 {made.identity["inputs"]["utility"][:16]})
+- safety: `{made.config.adapters.described("safety")}` (sha256 {made.identity["inputs"]["safety"][:16]})
 
 {parameters}
 

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sst_merge.adapter import Updates
 from sst_merge.adapter_io import (
     AdapterHeader,
-    check_pair,
-    folder_sha256,
+    check_together,
     read_adapter,
     read_config,
-    read_headers,
+    read_sum,
+    sum_sha256,
     training_rows,
 )
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
@@ -18,8 +19,11 @@ from sst_merge.data import Row, check_disjoint, content_id, load_rows
 from sst_merge.errors import ModelError
 from sst_merge.models import model_identity, module_shapes, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
+from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import LmEval, Task, build_task
+
+Role = Literal["utility", "safety"]
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,27 @@ class Plan:
     folder: RunFolder
     inputs: Inputs
     modules: dict[str, AdapterHeader]
+    """Shape of each module, and rank of the utility update."""
+    safety_ranks: dict[str, int]
+    """Rank of the safety update by module."""
     identity: dict[str, Any]
     notes: tuple[str, ...]
 
-    @property
-    def utility(self) -> Path:
-        """Folder of the utility adapter."""
-        return self.root / self.config.adapters.utility
+    def sources(self, role: Role) -> list[tuple[Path, float]]:
+        """Folder and weight of each adapter of one kind."""
+        return _sources(self.config, self.root, role)
 
-    @property
-    def safety(self) -> Path:
-        """Folder of the safety adapter."""
-        return self.root / self.config.adapters.safety
+    def updates(self, role: Role) -> Updates:
+        """The weighted sum of the adapters of one kind, in float32.
+
+        Raises:
+            AdapterError: See :func:`sst_merge.adapter_io.read_adapter`.
+        """
+        return read_sum(self.sources(role))
+
+    def where(self, role: Role) -> str:
+        """The folders of one kind, for messages."""
+        return ", ".join(str(path) for path, _ in self.sources(role))
 
 
 def plan(config: RunConfig, *, root: Path) -> Plan:
@@ -63,10 +76,20 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     Raises:
         SSTMergeError: For every mistake in the inputs that does not need the model's weights.
     """
-    utility, safety = root / config.adapters.utility, root / config.adapters.safety
-    modules = check_pair(utility, safety, allow_different_base=config.adapters.allow_different_base)
-    for folder in (utility, safety):
+    adapters = _labelled(config, root)
+    headers = check_together(
+        [(label, path) for label, _, path in adapters], allow_different_base=config.adapters.allow_different_base
+    )
+    for _, _, folder in adapters:
         read_adapter(folder)  # a value that is not finite must show before the run folder is made
+    ranks = {
+        role: {
+            name: sum(each[name].rank for (_, of, _), each in zip(adapters, headers, strict=True) if of == role)
+            for name in headers[0]
+        }
+        for role in ("utility", "safety")
+    }
+    modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
     shapes = module_shapes(config.base_model, config.revision)
     for name, header in modules.items():
         if name not in shapes:
@@ -77,15 +100,15 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
                 f"{config.base_model} is {shapes[name]}: the adapters were trained on a model of another size."
             )
     inputs = load_inputs(config, root)
-    _check_overlaps(inputs, utility, safety)
+    _check_overlaps(inputs, adapters)
     device, dtype = placement(config.device, config.dtype)
     identity = {
         "placement": {"device": device, "dtype": dtype},
-        "config": config.model_dump(mode="json", exclude={"output"}),
+        "config": config.model_dump(mode="json", exclude={"output": True, "calibration": {"store"}}),
         "inputs": {
             "base_model": model_identity(config.base_model, config.revision),
-            "utility": folder_sha256(utility),
-            "safety": folder_sha256(safety),
+            "utility": sum_sha256(_sources(config, root, "utility")),
+            "safety": sum_sha256(_sources(config, root, "safety")),
             "data": {
                 "calibration.safety": rows_sha256(inputs.calibration_safety),
                 "calibration.utility": rows_sha256(inputs.calibration_utility),
@@ -93,51 +116,83 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             },
         },
     }
-    named = read_config(utility).get("base_model_name_or_path") or ""
+    named = read_config(adapters[0][2]).get("base_model_name_or_path") or ""
     notes = []
     if named and named != config.base_model:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
-    for name, folder in (("utility", utility), ("safety", safety)):
+    for label, _, folder in adapters:
         if not training_rows(folder):
             notes.append(
-                f"the {name} adapter does not say what it was trained on: overlap with the test rows is unchecked"
+                f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
-    return Plan(config, root, RunFolder(config.output), inputs, modules, identity, tuple(notes))
+    return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, tuple(notes))
+
+
+def _sources(config: RunConfig, root: Path, role: Role) -> list[tuple[Path, float]]:
+    return [(root / source.path, source.weight) for source in config.adapters.of(role)]
+
+
+def _labelled(config: RunConfig, root: Path) -> list[tuple[str, Role, Path]]:
+    """Every adapter: what messages call it (numbered where there are several of a kind), its kind and its folder."""
+    found: list[tuple[str, Role, Path]] = []
+    roles: tuple[Role, ...] = ("utility", "safety")
+    for role in roles:
+        sources = _sources(config, root, role)
+        for number, (path, _) in enumerate(sources, start=1):
+            found.append((role if len(sources) == 1 else f"{role} {number}", role, path))
+    return found
+
+
+def requests(config: RunConfig) -> list[Request]:
+    """The statistics that the run's methods ask for, each once, the method's own first."""
+    return list(dict.fromkeys(each for method in (config.method, *config.comparisons) for each in method.requests()))
 
 
 def describe(made: Plan) -> dict[str, Any]:
     """``plan.json``: per module shapes, ranks and side; per run what will be measured and how large it gets."""
-    safety_headers = read_headers(made.safety)
+    is_joint = any(request.span == "joint" for request in requests(made.config))
     modules = {}
     for name, header in made.modules.items():
         side = choose_side(header.shape)
-        rank = safety_headers[name].rank
+        rank = made.safety_ranks[name]
+        dimensions = min(rank + header.rank if is_joint else rank, *header.shape)
         modules[name] = {
             "shape": list(header.shape),
             "utility_rank": header.rank,
             "safety_rank": rank,
             "side": side,
-            "coordinates": rank * min(header.shape),
+            "coordinates": dimensions * min(header.shape),
         }
-    samples = len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility)
-    methods = [made.config.method, *made.config.comparisons]
     return {
         "schema": "sst-merge/plan/1",
         "method": made.config.method.model_dump(mode="json"),
         "comparisons": [method.model_dump(mode="json") for method in made.config.comparisons],
-        "statistics_required": sorted(frozenset().union(*(method.requires() for method in methods))),
+        "statistics_required": sorted({request.statistic for request in requests(made.config)}),
         "calibration_samples": {
             "safety": len(made.inputs.calibration_safety),
             "utility": len(made.inputs.calibration_utility),
         },
         "evaluation_samples": {task: len(rows) for task, rows in made.inputs.evaluation.items()},
-        "statistics_bytes": 4 * samples * sum(module["coordinates"] for module in modules.values()),
-        "adapter_parameters": _adapter_parameters(made, safety_headers),
+        "statistics_bytes": _statistics_bytes(made, modules),
+        "adapter_parameters": _adapter_parameters(made),
         "notes": list(made.notes),
         "modules": modules,
     }
+
+
+def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
+    """Size of all statistics in float32: gradients of every sample, or two factors of each data set."""
+    samples = len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility)
+    total = 0
+    for request in requests(made.config):
+        for module in modules.values():
+            small = min(module["shape"])
+            rank = module["coordinates"] // small
+            factors = 2 * (small**2 + rank**2)
+            total += 4 * (samples * rank * small if request.statistic == "sample_gradients" else factors)
+    return total
 
 
 def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, Any]:
@@ -147,21 +202,25 @@ def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, 
         RunFolderError: If the folder belongs to another run, or the disk is too small for what will be written.
     """
     description = describe(made)
-    needed = description["statistics_bytes"] + 4 * description["adapter_parameters"] + 50_000_000
+    statistics, adapter = description["statistics_bytes"], 4 * description["adapter_parameters"] + 50_000_000
+    store = made.config.calibration.store if made.config.calibration else None
     if not made.folder.manifest_file.is_file() or replace:
-        require_free_space(made.config.output, needed, "the statistics and the adapter")
+        if store is None:
+            require_free_space(made.config.output, statistics + adapter, "the statistics and the adapter")
+        else:
+            require_free_space(made.config.output, adapter, "the adapter")
     made.folder.open(made.identity, command=command, replace=replace)
     made.folder.write_json(made.folder.plan_file, description)
     return description
 
 
-def _adapter_parameters(made: Plan, safety_headers: dict[str, AdapterHeader]) -> int:
+def _adapter_parameters(made: Plan) -> int:
     """Number of values in the written adapter."""
     total = 0
     for name, header in made.modules.items():
         d_out, d_in = header.shape
         full = min(d_out, d_in)
-        exact = header.rank + safety_headers[name].rank if made.config.method.is_low_rank else full
+        exact = header.rank + made.safety_ranks[name] if made.config.method.is_low_rank else full
         rank = exact if made.config.rank == "exact" else min(made.config.rank, exact)
         total += rank * (d_out + d_in)
     return total
@@ -174,9 +233,8 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
         DataError: See :func:`sst_merge.data.load_rows`.
     """
     calibration = config.calibration
-    needs = any(method.requires() for method in (config.method, *config.comparisons))
     safety = utility = []
-    if calibration is not None and needs:
+    if calibration is not None and requests(config):
         safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
         utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
     tasks = load_tasks(config.evaluation, root)
@@ -241,7 +299,7 @@ def rows_sha256(rows: list[Row]) -> str:
     return canonical_sha256([[row.id, row.prompt, row.answer, row.cluster, row.weight] for row in rows])
 
 
-def _check_overlaps(inputs: Inputs, utility: Path, safety: Path) -> None:
+def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> None:
     """Training, calibration and evaluation rows must not share a prompt.
 
     Raises:
@@ -257,7 +315,7 @@ def _check_overlaps(inputs: Inputs, utility: Path, safety: Path) -> None:
     )
     used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     used["calibration"] = [content_id(row.prompt) for row in inputs.calibration_safety + inputs.calibration_utility]
-    for name, folder in (("utility adapter's training", utility), ("safety adapter's training", safety)):
+    for label, _, folder in adapters:
         learnt = training_rows(folder)
         for use, ids in used.items():
-            check_disjoint({name: learnt & set(ids), use: ids})
+            check_disjoint({f"{label} adapter's training": learnt & set(ids), use: ids})

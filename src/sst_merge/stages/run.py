@@ -1,5 +1,6 @@
 """Run: plan, calibrate, merge, evaluate, report; whatever is done already is kept."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 from sst_merge.config import RunConfig, model_settings
 from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
-from sst_merge.progress import Reporter
+from sst_merge.processes import Processes, join_processes
+from sst_merge.progress import Reporter, SilentReporter
 from sst_merge.stages.calibrate import LazyBase, calibrate
 from sst_merge.stages.evaluate import evaluate
 from sst_merge.stages.merge import merge
@@ -34,7 +36,8 @@ def run(
         root: Folder that relative input paths start from.
         reporter: Shows progress.
         command: What the user typed, for the manifest.
-        until: Last stage, one of :data:`STAGES`.
+        until: Last stage, one of :data:`STAGES`. Under a launcher of several processes only the first one returns; the
+            others share the calibration and end.
         replace: Throw an existing run in the same folder away.
         load: Loads the base model; by default as the configuration says.
 
@@ -42,26 +45,41 @@ def run(
         ``plan.json``, ``diagnostics.json`` or ``results.json``, whichever the last stage wrote; after calibration,
         where the statistics are.
     """
-    fetch_model(config.base_model, reporter)
+    processes = join_processes()
+    if not processes.is_first:
+        reporter = SilentReporter()
+    else:
+        fetch_model(config.base_model, reporter)
+    processes.barrier()
     with reporter.task("Reading adapters and data", 1) as advance:
         made = plan(config, root=root)
         advance(1)
-    description = write_plan(made, command=command, replace=replace)
+    description = write_plan(made, command=command, replace=replace) if processes.is_first else {}
+    processes.barrier()
     for note in made.notes:
         reporter.say(f"note: {note}")
     if until == "plan":
+        _go_on_alone(processes)
         return description
-    base = _lazy(made, reporter, load)
-    gradients = calibrate(made, base, reporter)
+    base = _lazy(made, reporter, load, processes)
+    statistics = calibrate(made, base, reporter, processes)
+    _go_on_alone(processes)
     if until == "calibrate":
-        return {"statistics": None if gradients is None else str(gradients.folder)}
-    diagnostics = merge(made, gradients, reporter)
+        return {"statistics": next((str(folder) for folder in statistics.folders()), None)}
+    diagnostics = merge(made, statistics, reporter)
     if until == "merge" or config.evaluation is None:
         return diagnostics
-    evaluate(made, base, gradients, reporter)
+    evaluate(made, base, statistics, reporter)
     if until == "evaluate":
         return {"scores": str(made.folder.scores)}
     return report(made)
+
+
+def _go_on_alone(processes: Processes) -> None:
+    """The first process does the rest; the others are done, and end without a word."""
+    processes.leave()
+    if not processes.is_first:
+        sys.exit(0)
 
 
 def fetch_model(reference: str, reporter: Reporter) -> None:
@@ -71,14 +89,15 @@ def fetch_model(reference: str, reporter: Reporter) -> None:
             convert(reference, advance)
 
 
-def _lazy(made: Plan, reporter: Reporter, load: Callable[[], Base] | None) -> LazyBase:
+def _lazy(made: Plan, reporter: Reporter, load: Callable[[], Base] | None, processes: Processes) -> LazyBase:
     """The base model, loaded at most once and only if a stage needs it."""
 
     @cache
     def loaded() -> Base:
         with reporter.task(f"Loading {made.config.base_model}", 1) as advance:
             config = made.config
-            base = load() if load else load_base(**model_settings(config))
+            device = processes.own_device(made.identity["placement"]["device"])
+            base = load() if load else load_base(**{**model_settings(config), "device": device})
             advance(1)
             return base
 

@@ -1,7 +1,48 @@
 """Calibration statistics: what a merge method may ask for, one file each."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sst_merge.linalg import PatchForm, Span
+from sst_merge.statistics.kronecker_factors import KroneckerFactors
 from sst_merge.statistics.sample_gradients import SampleGradients
 
-STATISTICS = {"sample_gradients": SampleGradients}
+STATISTICS: dict[str, type[SampleGradients] | type[KroneckerFactors]] = {
+    "sample_gradients": SampleGradients,
+    "kronecker_factors": KroneckerFactors,
+}
 
-__all__ = ["STATISTICS", "SampleGradients"]
+
+@dataclass(frozen=True)
+class Request:
+    """One statistic in the coordinates, and for the patch, of a method."""
+
+    statistic: str
+    """A key of :data:`STATISTICS`."""
+    span: Span = "safety"
+    form: PatchForm = "add"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a calibration measured, by what was asked for."""
+
+    found: Mapping[Request, SampleGradients | KroneckerFactors] = field(default_factory=dict)
+
+    def gradients(self, span: Span, form: PatchForm) -> SampleGradients | None:
+        """Per-sample gradients in these coordinates, if they were measured."""
+        found = self.found.get(Request("sample_gradients", span, form))
+        return found if isinstance(found, SampleGradients) else None
+
+    def factors(self, span: Span, form: PatchForm) -> KroneckerFactors | None:
+        """Kronecker factors in these coordinates, if they were measured."""
+        found = self.found.get(Request("kronecker_factors", span, form))
+        return found if isinstance(found, KroneckerFactors) else None
+
+    def folders(self) -> list[Path]:
+        """Where they are, each folder once."""
+        return list(dict.fromkeys(each.folder for each in self.found.values()))
+
+
+__all__ = ["STATISTICS", "KroneckerFactors", "Request", "SampleGradients", "Statistics"]

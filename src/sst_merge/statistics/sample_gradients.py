@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sst_merge.adapter import Updates
 from sst_merge.errors import NumericalError
-from sst_merge.linalg import Side, patch_basis
+from sst_merge.linalg import Side, joint_basis, patch_basis
 from sst_merge.models import Base, Batch, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.processes import Processes
 from sst_merge.wheels import replace_file
 
 BASIS_FILE = "basis.safetensors"
 INDEX_FILE = "index.json"
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -42,28 +44,41 @@ def choose_side(shape: tuple[int, int]) -> Side:
     return "output" if d_out <= d_in else "input"
 
 
-def patch_bases(safety: Updates) -> dict[str, PatchBasis]:
-    """Coordinates of every module of a safety adapter."""
+def patch_bases(safety: Updates, utility: Updates | None = None) -> dict[str, PatchBasis]:
+    """Coordinates of every module.
+
+    Args:
+        safety: Updates of the safety adapter, whose span the coordinates are.
+        utility: Updates on the same modules; if given, the coordinates span both adapters (``joint``).
+    """
     bases = {}
     for name, update in safety.items():
         side = choose_side(update.shape)
-        bases[name] = PatchBasis(side, patch_basis(update, side))
+        q = patch_basis(update, side) if utility is None else joint_basis(update, utility[name], side)
+        bases[name] = PatchBasis(side, q)
     return bases
 
 
 @contextmanager
-def capture_gradients(
-    base: Base, bases: Mapping[str, PatchBasis]
-) -> Iterator[dict[str, Float[Tensor, "batch rows columns"]]]:
-    """While open, a backward pass through the model fills the mapping with per-sample gradients of each module.
+def capture_tokens(
+    base: Base,
+    bases: Mapping[str, PatchBasis],
+    on_tokens: Callable[[str, Float[Tensor, "batch seq rows"], Float[Tensor, "batch seq columns"]], None],
+) -> Iterator[None]:
+    """While open, a backward pass through the model reports both factors of every token's gradient, module by module.
 
-    The yielded mapping is overwritten by every backward pass.
+    A sample's gradient in the coordinates is ``sum_t left_t right_t^T``: ``left`` is ``g_t`` (output side) or
+    ``Q g_t`` (input side), ``right`` is ``Q x_t`` or ``x_t``. Modules without coordinates are left out.
+
+    Args:
+        base: The model at the point of linearisation.
+        bases: Coordinates per module.
+        on_tokens: Called once per module and backward pass, with the module's name, ``left`` and ``right``; float32
+            at least, float64 in a float64 model.
     """
-    gradients: dict[str, Tensor] = {}
+    precision = torch.promote_types(base.dtype, torch.float32)
 
     def hook_for(name: str, basis: PatchBasis) -> Callable[..., None]:
-        # float32 at least, float64 in a float64 model
-        precision = torch.promote_types(base.dtype, torch.float32)
         q = basis.q.to(device=base.device, dtype=precision)
 
         def on_forward(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -72,8 +87,7 @@ def capture_gradients(
 
             def on_backward(g: Tensor) -> None:
                 g = g.to(precision)  # (batch, seq, d_out)
-                left = g if basis.side == "output" else g @ q.T
-                gradients[name] = torch.einsum("bto,bti->boi", left, projected)
+                on_tokens(name, g if basis.side == "output" else g @ q.T, projected)
 
             output.register_hook(on_backward)
 
@@ -90,28 +104,62 @@ def capture_gradients(
         if basis.q.shape[0]
     ]
     try:
-        yield gradients
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+@contextmanager
+def capture_gradients(
+    base: Base, bases: Mapping[str, PatchBasis]
+) -> Iterator[dict[str, Float[Tensor, "batch rows columns"]]]:
+    """While open, a backward pass through the model fills the mapping with per-sample gradients of each module.
+
+    The yielded mapping is overwritten by every backward pass.
+    """
+    gradients: dict[str, Tensor] = {}
+
+    def on_tokens(name: str, left: Tensor, right: Tensor) -> None:
+        gradients[name] = torch.einsum("bto,bti->boi", left, right)
+
+    with capture_tokens(base, bases, on_tokens):
+        yield gradients
+
+
 def batch_gradients(
-    base: Base, bases: Mapping[str, PatchBasis], batch: Batch
+    base: Base, bases: Mapping[str, PatchBasis], batch: Batch, draws: Float[Tensor, "batch width"] | None = None
 ) -> tuple[dict[str, Float[Tensor, "batch coordinates"]], Float[Tensor, " batch"]]:
     """Per-sample gradients of ``log p(answer | prompt)`` of one batch, flattened per module, and the likelihoods.
+
+    Args:
+        base: The model at the point of linearisation.
+        bases: Coordinates per module.
+        batch: Prompts with answers.
+        draws: If given, the answers' tokens are sampled from the model by these numbers; see
+            :func:`sst_merge.models.answer_log_likelihood`.
 
     Raises:
         NumericalError: If a gradient is NaN or infinite.
     """
     with torch.enable_grad(), capture_gradients(base, bases) as captured:
-        log_likelihood = answer_log_likelihood(base, batch)
+        log_likelihood = answer_log_likelihood(base, batch, draws)
         log_likelihood.sum().backward()
         gradients = {name: gradient.flatten(start_dim=1).cpu() for name, gradient in captured.items()}
     for name, gradient in gradients.items():
         if not bool(torch.isfinite(gradient).all()):
             raise NumericalError(f"the gradient at module '{name}' is NaN or infinite. Calibrate in float32.")
     return gradients, log_likelihood.detach()
+
+
+def chosen_draws(
+    draws: Sequence[Float64[Tensor, " _"]] | None, positions: Sequence[int]
+) -> Float64[Tensor, "batch width"] | None:
+    """The random numbers of some samples as one matrix, each row's in its last columns, where answers are."""
+    if draws is None:
+        return None
+    width = max(len(draws[position]) for position in positions)
+    return torch.stack([torch.nn.functional.pad(draws[i], (width - len(draws[i]), 0)) for i in positions])
 
 
 @dataclass(frozen=True)
@@ -141,7 +189,9 @@ class SampleGradients:
         safety_samples: int,
         weights: Sequence[float],
         batch_size: int,
+        draws: Sequence[Float64[Tensor, " _"]] | None = None,
         on_batch: Callable[[int], None] = lambda _: None,
+        processes: Processes = ALONE,
     ) -> "SampleGradients":
         """Fill ``folder``; batches that are there already are kept.
 
@@ -156,18 +206,25 @@ class SampleGradients:
             safety_samples: How many of the samples are safety samples.
             weights: Of each sample within its data set, dimensionless.
             batch_size: Samples per backward pass; it changes the result by rounding only.
+            draws: Of each sample one number in [0, 1) per answer token, by which labels are sampled from the model
+                (the true Fisher); ``None`` takes the data's labels (the empirical Fisher).
             on_batch: Called with the number of samples done after each batch.
+            processes: Those that measure together; each batch file is written by one of them, and is the same file
+                whichever that is.
         """
         folder.mkdir(parents=True, exist_ok=True)
         batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
-        bases = _fixed_bases(folder, bases)
+        bases = fixed_bases(folder, bases, processes)
         for number, positions in enumerate(batches):
             file = _batch_file(folder, number)
-            if not file.exists():
+            if number % processes.count == processes.rank and not file.exists():
                 gradients, _ = batch_gradients(
-                    base, bases, collate(base, [samples[position] for position in positions])
+                    base,
+                    bases,
+                    collate(base, [samples[position] for position in positions]),
+                    chosen_draws(draws, positions),
                 )
-                _save(file, {name: gradient.float() for name, gradient in gradients.items()})
+                save_tensors(file, {name: gradient.float() for name, gradient in gradients.items()})
             on_batch(len(positions))
         index = {
             "batches": batches,
@@ -175,7 +232,7 @@ class SampleGradients:
             "weights": list(weights),
             "sides": {name: basis.side for name, basis in bases.items()},
         }
-        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
+        write_index(folder, index, processes)
         return SampleGradients.load(folder)
 
     @staticmethod
@@ -221,19 +278,28 @@ class SampleGradients:
         return rows * (weights / totals).sqrt().float()[:, None]
 
 
-def _fixed_bases(folder: Path, bases: Mapping[str, PatchBasis]) -> dict[str, PatchBasis]:
+def fixed_bases(folder: Path, bases: Mapping[str, PatchBasis], processes: Processes = ALONE) -> dict[str, PatchBasis]:
     """The coordinates that the batches in the folder are in: those of its first start, whatever a new SVD rounds to."""
-    if not (folder / BASIS_FILE).is_file():
-        _save(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+    if processes.is_first and not (folder / BASIS_FILE).is_file():
+        save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+    processes.barrier()
     with safe_open(folder / BASIS_FILE, framework="pt") as file:
         return {name: PatchBasis(basis.side, file.get_tensor(name)) for name, basis in bases.items()}
+
+
+def write_index(folder: Path, index: dict[str, object], processes: Processes = ALONE) -> None:
+    """Mark a measurement as complete, once every process has done its part."""
+    processes.barrier()
+    if processes.is_first:
+        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
+    processes.barrier()
 
 
 def _batch_file(folder: Path, number: int) -> Path:
     return folder / f"batch-{number:04d}.safetensors"
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically."""
     temporary = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -52,7 +52,7 @@ def test_keeping_everything_gives_the_sum_of_both_updates(
 ) -> None:
     gradients = random_gradients(tmp_path, SAFETY, samples=samples)
     expected = {name: UTILITY[name].dense() + SAFETY[name].dense() for name in SHAPES}
-    for keep in (Keep(soft=0.0), Keep(directions=10_000), Keep(threshold=0.0)):
+    for keep in (Keep(soft=0.0), Keep(directions=10_000), Keep(threshold=0.0), Keep(energy=1.0)):
         found = dense(merge(Sst(keep=keep, **structure), gradients))
         torch.testing.assert_close(found, expected, **FLOAT32)
 
@@ -60,7 +60,7 @@ def test_keeping_everything_gives_the_sum_of_both_updates(
 @exact_and_diagonal_and_global
 def test_keeping_nothing_gives_the_utility_update(structure: dict[str, Any], tmp_path: Path) -> None:
     gradients = random_gradients(tmp_path, SAFETY)
-    for keep in (Keep(directions=0), Keep(threshold=1e9)):
+    for keep in (Keep(directions=0), Keep(threshold=1e9), Keep(energy=0.0)):
         found = dense(merge(Sst(keep=keep, **structure), gradients))
         torch.testing.assert_close(found, {name: update.dense() for name, update in UTILITY.items()}, **FLOAT32)
 
@@ -128,6 +128,28 @@ def test_more_directions_keep_more_energy(fisher: str, samples: int, damping_saf
     assert rises([each["damped utility"] for each in found])
     if damping_safety == 0 or fisher == "diagonal":
         assert rises([each["safety"] for each in found])
+
+
+@both_fishers
+@few_and_many_samples
+@pytest.mark.parametrize("damping_safety", [0.0, 0.1])
+def test_an_energy_is_reached_by_as_few_directions_as_possible(
+    fisher: str, samples: int, damping_safety: float, tmp_path: Path
+) -> None:
+    gradients = random_gradients(tmp_path, SAFETY, samples=samples)
+    fractions = (0.0, 0.2, 0.5, 0.8, 0.95, 1.0)
+
+    def found(keep: Keep) -> dict[str, float]:
+        return energies(Sst(fisher=fisher, keep=keep, damping_safety=damping_safety), gradients)
+
+    whole = found(Keep(soft=0.0))["damped safety"]
+    by_count = [found(Keep(directions=k))["damped safety"] / whole for k in range(COORDINATES["a"] + 1)]
+    kept = [found(Keep(energy=fraction)) for fraction in fractions]
+    for fraction, each in zip(fractions, kept, strict=True):
+        expected = next(value for value in by_count if value >= fraction - 1e-9)
+        assert each["damped safety"] / whole == pytest.approx(expected, abs=1e-9)
+    assert rises([each["damped safety"] for each in kept])
+    assert rises([each["damped utility"] for each in kept])
 
 
 @both_fishers
@@ -271,8 +293,9 @@ def test_samples_that_are_nearly_alike_in_both_data_sets_give_the_dense_solution
 def test_utility_data_without_gradient_is_an_error_and_not_a_patch(tmp_path: Path) -> None:
     rows = {name: torch.cat([torch.ones(3, p), torch.zeros(3, p)]) for name, p in COORDINATES.items()}
     gradients = gradients_from_rows(tmp_path, SAFETY, rows, safety_samples=3)
-    with pytest.raises(NumericalError, match="utility"):
-        merge(Sst(), gradients)
+    for fisher in ("exact", "diagonal"):
+        with pytest.raises(NumericalError, match="utility Fisher"):
+            merge(Sst(fisher=fisher), gradients)
 
 
 def test_a_module_whose_patch_is_zero_keeps_its_utility_update_beside_others(tmp_path: Path) -> None:
@@ -292,7 +315,9 @@ def test_the_spectrum_and_the_number_of_kept_directions_are_reported(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"soft": 1.0, "directions": 3}, {"threshold": -1.0}, {"directions": -1}], ids=str
+    "values",
+    [{}, {"soft": 1.0, "directions": 3}, {"threshold": -1.0}, {"directions": -1}, {"energy": 1.1}, {"energy": -0.1}],
+    ids=str,
 )
 def test_exactly_one_rule_is_needed(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -306,6 +331,6 @@ def test_global_scope_with_diagonals_is_refused() -> None:
 
 def test_the_untouched_directions_tie_and_are_kept_together_or_not_at_all() -> None:
     values = torch.tensor([5.0, 2.0, 0.5], dtype=torch.float64)
-    keep = {k: Keep(directions=k).hard_weights(values, 1.0, 4) for k in range(8)}
+    keep = {k: Keep(directions=k).hard_weights(values, 1.0, 4, energies=values) for k in range(8)}
     assert [int(weights.sum()) for weights, _ in keep.values()] == [0, 1, 2, 2, 2, 2, 2, 3]
     assert [neutral for _, neutral in keep.values()] == [0, 0, 0, 0, 0, 0, 1, 1]

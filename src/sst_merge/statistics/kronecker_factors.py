@@ -1,0 +1,247 @@
+"""Kronecker factors of both Fisher matrices (K-FAC) in the coordinates of the patch.
+
+Martens and Grosse 2015, arXiv:1503.05671. A sample's gradient is ``sum_t l_t r_t^T`` over its tokens, with
+``l_t = g_t`` and ``r_t = Q x_t`` (output side; ``Q g_t`` and ``x_t`` on the input side). For a layer that is used once
+for every token, the tokens are taken as independent and ``l`` as independent of ``r`` ("K-FAC-expand", Eschenhagen et
+al. 2023, arXiv:2311.00636)::
+
+    F = E_samples[ vec(sum_t l_t r_t^T) vec(sum_t l_t r_t^T)^T ]
+      ~ E_samples[ sum_t l_t l_t^T ] (x) E_tokens[ r_t r_t^T ]
+
+so that the left factor carries the scale of a whole answer's gradient, as in the exact structure. Tokens are those
+that the answer's likelihood depends on at this module: prompt and answer, but neither padding nor the last token nor
+any other whose gradient is exactly zero. They are summed as they come; nothing is kept per token.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from safetensors import safe_open
+from torch import Tensor
+
+from sst_merge.errors import NumericalError
+from sst_merge.kronecker import KroneckerFisher
+from sst_merge.linalg import Side
+from sst_merge.models import Base, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.processes import Processes
+from sst_merge.statistics.sample_gradients import (
+    ALONE,
+    BASIS_FILE,
+    INDEX_FILE,
+    PatchBasis,
+    capture_tokens,
+    chosen_draws,
+    fixed_bases,
+    save_tensors,
+    write_index,
+)
+
+SUMS_FILE = "sums.safetensors"
+BATCHES = "batches"
+"""Key of the number of batches that the sums hold; no module has this name."""
+SAVING_SHARE = 0.1
+"""Sums are written no more often than takes this share of the time: for a 7B model they are some 30 GB."""
+
+
+class _Sums:
+    """Running sums over batches, by module, data set and factor."""
+
+    def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
+        self.tensors = tensors or {BATCHES: torch.zeros(1, dtype=torch.int64)}
+
+    @property
+    def batches(self) -> int:
+        return int(self.tensors[BATCHES])
+
+    def add(self, key: str, value: Tensor) -> None:
+        if key in self.tensors:
+            self.tensors[key].add_(value.cpu())
+        else:
+            self.tensors[key] = value.cpu()
+
+    def write(self, path: Path) -> None:
+        """Write the sums as they are, atomically.
+
+        Raises:
+            NumericalError: If one is NaN or infinite.
+        """
+        for key, value in self.tensors.items():
+            if not bool(torch.isfinite(value).all()):
+                name = key.partition("/")[0]
+                raise NumericalError(f"the gradient at module '{name}' is NaN or infinite. Calibrate in float32.")
+        save_tensors(path, self.tensors)
+
+    def add_tokens(
+        self,
+        name: str,
+        left: Float[Tensor, "batch seq rows"],
+        right: Float[Tensor, "batch seq columns"],
+        weights: Float[Tensor, " batch"],
+        is_safety: Bool[Tensor, " batch"],
+    ) -> None:
+        """Add one module's tokens of one batch."""
+        reached = (left != 0).any(dim=2)  # (batch, seq)
+        for data, chosen in (("safety", is_safety), ("utility", ~is_safety)):
+            kept = reached & chosen[:, None]
+            weight = weights[:, None].expand_as(kept)[kept][:, None]  # (tokens, 1)
+            for factor, values in (("left", left[kept]), ("right", right[kept])):
+                self.add(f"{name}/{data}/{factor}", (values * weight).T @ values)
+            self.add(f"{name}/{data}/tokens", weight.sum(dim=0))
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """Kronecker factors on disk: one file of sums, and the coordinates they are in."""
+
+    folder: Path
+    safety_samples: int
+    """Samples 0 .. safety_samples - 1 are the safety data, the others the utility data."""
+    weights: tuple[float, ...]
+    """Weight of each sample."""
+    sides: dict[str, Side]
+
+    @staticmethod
+    def measure(
+        base: Base,
+        bases: Mapping[str, PatchBasis],
+        samples: Sequence[Encoded],
+        folder: Path,
+        *,
+        safety_samples: int,
+        weights: Sequence[float],
+        batch_size: int,
+        draws: Sequence[Float64[Tensor, " _"]] | None = None,
+        on_batch: Callable[[int], None] = lambda _: None,
+        processes: Processes = ALONE,
+    ) -> "KroneckerFactors":
+        """Fill ``folder``; a measurement that was interrupted goes on after the last sums that were written.
+
+        Memory: both factors of both data sets for every module, ``8 (rows^2 + columns^2)`` bytes in float32.
+
+        Args:
+            base: The model at the point of linearisation.
+            bases: Coordinates per module.
+            samples: Safety samples first, then utility samples.
+            folder: Where the files go; as in :meth:`SampleGradients.measure` its name answers for what is in it.
+            safety_samples: How many of the samples are safety samples.
+            weights: Of each sample within its data set, dimensionless.
+            batch_size: Samples per backward pass; it changes the result by rounding only.
+            draws: As in :meth:`SampleGradients.measure`.
+            on_batch: Called with the number of samples done after each batch.
+            processes: Those that measure together; each sums up its own batches, the first one adds the sums in
+                order, so that the result depends on their number by rounding.
+
+        Raises:
+            NumericalError: If a sum is NaN or infinite.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
+        bases = fixed_bases(folder, bases, processes)
+        file = _sums_file(folder, processes.rank, processes.count)
+        sums = _Sums(_read(file) if file.is_file() else None)
+        written, cost = time.monotonic(), 0.0
+        own = range(processes.rank, len(batches), processes.count)
+        for number, positions in enumerate(batches):
+            if number in own[sums.batches :]:
+                _add_batch(base, bases, samples, positions, sums, safety_samples, weights, draws)
+                start = time.monotonic()
+                if cost <= SAVING_SHARE * (start - written) or number == own[-1]:
+                    sums.write(file)
+                    written = time.monotonic()
+                    cost = written - start
+            on_batch(len(positions))
+        _put_together(folder, processes)
+        index = {
+            "safety_samples": safety_samples,
+            "weights": list(weights),
+            "sides": {name: basis.side for name, basis in bases.items()},
+        }
+        write_index(folder, index, processes)
+        return KroneckerFactors.load(folder)
+
+    @staticmethod
+    def is_complete(folder: Path) -> bool:
+        """Whether a measurement in this folder came to its end."""
+        return (folder / INDEX_FILE).is_file()
+
+    @staticmethod
+    def load(folder: Path) -> "KroneckerFactors":
+        """Open finished statistics."""
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        return KroneckerFactors(folder, index["safety_samples"], tuple(index["weights"]), index["sides"])
+
+    def basis(self, name: str) -> PatchBasis:
+        """Coordinates of one module."""
+        with safe_open(self.folder / BASIS_FILE, framework="pt") as file:
+            return PatchBasis(self.sides[name], file.get_tensor(name))
+
+    def fishers(self, name: str) -> tuple[KroneckerFisher, KroneckerFisher]:
+        """The safety and the utility Fisher of one module, not damped."""
+        totals = (sum(self.weights[: self.safety_samples]), sum(self.weights[self.safety_samples :]))
+        with safe_open(self.folder / SUMS_FILE, framework="pt") as file:
+            parts = [
+                [file.get_tensor(f"{name}/{data}/{part}").double() for part in ("left", "right", "tokens")]
+                for data in ("safety", "utility")
+            ]
+        safety, utility = (
+            KroneckerFisher(_symmetric(left / total), _symmetric(right / max(float(tokens), 1e-300)))
+            for total, (left, right, tokens) in zip(totals, parts, strict=True)
+        )
+        return safety, utility
+
+
+def _add_batch(
+    base: Base,
+    bases: Mapping[str, PatchBasis],
+    samples: Sequence[Encoded],
+    positions: Sequence[int],
+    sums: _Sums,
+    safety_samples: int,
+    weights: Sequence[float],
+    draws: Sequence[Float64[Tensor, " _"]] | None,
+) -> None:
+    """One backward pass; every module's tokens go into the sums as soon as their gradient is there."""
+    batch = collate(base, [samples[position] for position in positions])
+    weight = torch.tensor([weights[position] for position in positions], dtype=torch.float64)
+    is_safety = torch.tensor([position < safety_samples for position in positions], device=base.device)
+
+    def on_tokens(name: str, left: Tensor, right: Tensor) -> None:
+        sums.add_tokens(name, left, right, weight.to(left.device, left.dtype), is_safety)
+
+    with torch.enable_grad(), capture_tokens(base, bases, on_tokens):
+        answer_log_likelihood(base, batch, chosen_draws(draws, positions)).sum().backward()
+    sums.add(BATCHES, torch.ones(1, dtype=torch.int64))
+
+
+def _put_together(folder: Path, processes: Processes) -> None:
+    """One file of sums out of those of all processes; what earlier starts with another number of them left goes."""
+    processes.barrier()
+    if not processes.is_first:
+        return
+    if processes.count > 1:
+        total = _Sums()
+        for rank in range(processes.count):
+            file = _sums_file(folder, rank, processes.count)
+            for key, value in (_read(file) if file.is_file() else {}).items():  # more processes than batches: no file
+                total.add(key, value)
+        total.write(folder / SUMS_FILE)
+    for file in folder.glob("sums-*-of-*.safetensors"):
+        file.unlink()
+
+
+def _sums_file(folder: Path, rank: int, count: int) -> Path:
+    return folder / (SUMS_FILE if count == 1 else f"sums-{rank}-of-{count}.safetensors")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _symmetric(matrix: Float64[Tensor, "size size"]) -> Float64[Tensor, "size size"]:
+    return (matrix + matrix.T) / 2

@@ -1,0 +1,188 @@
+"""What is measured where: point of linearisation, labels, coordinates, and whose statistics are shared."""
+
+import fcntl
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sst_merge.adapter import Updates, concatenate
+from sst_merge.adapter_io import read_adapter
+from sst_merge.errors import RunFolderError
+from sst_merge.models import Base, applied
+from sst_merge.progress import SilentReporter
+from sst_merge.run_folder import RunFolder
+from sst_merge.stages.calibrate import LazyBase, calibrate, encode_rows, label_draws, statistics_folder
+from sst_merge.stages.plan import plan, write_plan
+from sst_merge.statistics import KroneckerFactors, SampleGradients, Statistics
+from sst_merge.statistics.sample_gradients import patch_bases
+from tiny_run import run_config
+
+DATA = ("utility", "safety")
+
+
+def settings(inputs: Path, **changes: Any) -> dict[str, Any]:
+    return {**{name: str(inputs / f"{name}_calibration.jsonl") for name in DATA}, "batch_size": 3, **changes}
+
+
+def made(inputs: Path, output: Path, method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> Any:
+    changes = {"method": {"name": "sst", **(method or {})}, "seed": seed, "comparisons": None, "evaluation": None}
+    return plan(run_config(inputs, output, calibration=settings(inputs, **calibration), **changes), root=Path())
+
+
+def calibrated(planned: Any, base: Base) -> Statistics:
+    write_plan(planned, command="test")
+    return calibrate(planned, LazyBase(lambda: base), SilentReporter())
+
+
+def no_model() -> Base:
+    raise AssertionError("the model was loaded")
+
+
+@pytest.mark.parametrize(
+    ("point", "method", "weights"),
+    [
+        ("utility", {}, (1.0, 0.0)),
+        ("base", {}, (0.0, 0.0)),
+        ("midpoint", {}, (1.0, 0.5)),
+        ("midpoint", {"patch": "interpolate", "span": "joint"}, (0.5, 0.5)),
+    ],
+    ids=str,
+)
+def test_the_gradients_are_those_at_the_point(
+    inputs: Path, base: Base, tmp_path: Path, point: str, method: dict[str, Any], weights: tuple[float, float]
+) -> None:
+    planned = made(inputs, tmp_path / "run", method, point=point)
+    (found,) = calibrated(planned, base).found.values()
+    utility, safety = (read_adapter(inputs / name).updates for name in DATA)
+    at: Updates = {
+        name: concatenate([utility[name].scaled(weights[0]), safety[name].scaled(weights[1])]) for name in utility
+    }
+    rows = [*planned.inputs.calibration_safety, *planned.inputs.calibration_utility]
+    with applied(base, at, "point"):
+        expected = SampleGradients.measure(
+            base,
+            patch_bases(safety, utility if "span" in method else None),
+            encode_rows(base, rows),
+            tmp_path / "expected",
+            safety_samples=5,
+            weights=[1.0] * 10,
+            batch_size=3,
+        )
+    assert isinstance(found, SampleGradients)
+    for name in utility:
+        torch.testing.assert_close(found.rows(name), expected.rows(name), rtol=1e-4, atol=1e-4)
+
+
+def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs: Path, tmp_path: Path) -> None:
+    def key(method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> str:
+        folder = statistics_folder(made(inputs, tmp_path, method, seed, **calibration))
+        assert folder is not None
+        return folder.name
+
+    joint = {"span": "joint"}
+    between = {"span": "joint", "patch": "interpolate"}
+    keys = [
+        key(),
+        key(point="base"),
+        key(point="midpoint"),
+        key(labels="model"),
+        key(labels="model", seed=1),
+        key(joint),
+        key({"fisher": "kfac"}),
+        key({"fisher": "kfac", **joint}),
+        key(between, point="midpoint"),
+        key(joint, point="midpoint"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key({"fisher": "diagonal"}) == key(store=str(tmp_path)) == keys[0]
+    assert key(between) == key(joint)  # the same gradients: only the midpoint depends on the patch
+
+
+def test_labels_are_drawn_by_seed_and_row_whatever_the_other_rows(inputs: Path, base: Base, tmp_path: Path) -> None:
+    planned = made(inputs, tmp_path)
+    rows = planned.inputs.calibration_safety
+    samples = encode_rows(base, rows)
+    draws = label_draws(rows, samples, seed=0)
+    assert [len(draw) for draw in draws] == [sample.answer_length for sample in samples]
+    backwards = label_draws(rows[::-1], samples[::-1], seed=0)[::-1]
+    assert all(one.equal(other) for one, other in zip(draws, backwards, strict=True))
+    assert not draws[0].equal(label_draws(rows, samples, seed=1)[0])
+    assert not draws[0].equal(draws[1])
+
+
+@pytest.mark.parametrize("fisher", ["exact", "kfac"])
+def test_labels_of_the_model_give_other_statistics_and_the_same_again(
+    inputs: Path, base: Base, tmp_path: Path, fisher: str
+) -> None:
+    def files(name: str, labels: str) -> dict[str, bytes]:
+        planned = made(inputs, tmp_path / name, {"fisher": fisher}, labels=labels)
+        (folder,) = calibrated(planned, base).folders()
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    first, again, data = files("first", "model"), files("again", "model"), files("data", "data")
+    assert first == again
+    assert first.keys() == data.keys()
+    assert first != data
+
+
+@pytest.mark.parametrize("fisher", ["exact", "kfac"])
+def test_a_shared_store_is_measured_once_for_any_number_of_runs(
+    inputs: Path, base: Base, tmp_path: Path, fisher: str
+) -> None:
+    store = tmp_path / "store"
+    calibrated(made(inputs, tmp_path / "first", {"fisher": fisher}, store=str(store)), base)
+    assert not RunFolder(tmp_path / "first").statistics.exists()
+    for number, method in enumerate(
+        [{"strength": 0.3, "utility_weight": 0.5}, {"keep": {"directions": 3}}, {"damping_safety": 0.7}]
+    ):
+        other = made(inputs, tmp_path / f"{number}", {"fisher": fisher, **method}, store=str(store))
+        write_plan(other, command="test")
+        found = calibrate(other, LazyBase(no_model), SilentReporter())
+        assert [folder.parent for folder in found.folders()] == [store]
+        assert isinstance(next(iter(found.found.values())), KroneckerFactors if fisher == "kfac" else SampleGradients)
+
+
+def test_a_method_without_data_needs_neither_model_nor_rows(inputs: Path, tmp_path: Path) -> None:
+    changes = {"calibration": None, "comparisons": None, "evaluation": None}
+    config = run_config(inputs, tmp_path / "run", method={"name": "sst", "fisher": "none"}, **changes)
+    planned = plan(config, root=Path())
+    write_plan(planned, command="test")
+    assert calibrate(planned, LazyBase(no_model), SilentReporter()).found == {}
+
+
+def test_a_run_waits_for_another_that_measures_the_same_statistic_in_the_store(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    planned = made(inputs, tmp_path / "run", store=str(tmp_path / "store"))
+    write_plan(planned, command="test")
+    folder = statistics_folder(planned)
+    assert folder is not None
+    folder.parent.mkdir()
+    told: list[str] = []
+    with folder.with_suffix(".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        class Other(SilentReporter):
+            """The other run, which ends once this one waits for it."""
+
+            def say(self, text: str) -> None:
+                told.append(text)
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        calibrate(planned, LazyBase(lambda: base), Other())
+    assert told == [f"note: another run is measuring {folder}; waiting for it"]
+    assert SampleGradients.is_complete(folder)
+
+
+def test_a_store_on_a_full_disk_is_told_before_anything_is_measured(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = made(inputs, tmp_path / "run", store=str(tmp_path / "store"))
+    write_plan(planned, command="test")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(RunFolderError, match=r"the statistics need .* free"):
+        calibrate(planned, LazyBase(no_model), SilentReporter())

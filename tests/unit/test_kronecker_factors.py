@@ -1,0 +1,95 @@
+"""Kronecker factors on disk: restarts, bytes, nothing skipped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sst_merge.errors import NumericalError
+from sst_merge.models import Base, applied
+from sst_merge.statistics import KroneckerFactors, kronecker_factors
+from sst_merge.statistics.sample_gradients import patch_bases
+from tiny import encoded_conversations, random_adapter, random_update, zero_adapter
+
+
+def measure(base: Base, folder: Path, batch_size: int = 3, **changed: object) -> KroneckerFactors:
+    samples = encoded_conversations(base)
+    arguments = {"safety_samples": 3, "weights": [1.0] * len(samples), **changed}
+    bases = patch_bases(random_adapter(base, 2, seed=1))
+    return KroneckerFactors.measure(base, bases, samples, folder, batch_size=batch_size, **arguments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix != ".part"}
+
+
+def test_no_module_is_skipped_and_no_factor_is_larger_than_the_smaller_dimension(llama: Base, tmp_path: Path) -> None:
+    measured = measure(llama, tmp_path)
+    assert set(measured.sides) == set(llama.modules)
+    for name, module in llama.modules.items():
+        for fisher in measured.fishers(name):
+            sizes = {len(fisher.left), len(fisher.right)}
+            assert sizes == {2, min(module.weight.shape)}
+            assert bool(fisher.left.any())
+            assert bool(fisher.right.any())
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["written rarely", "written after every batch"])
+def test_a_killed_calibration_ends_with_the_same_bytes(
+    llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float
+) -> None:
+    whole = measure(llama, tmp_path / "whole")
+    monkeypatch.setattr(kronecker_factors, "SAVING_SHARE", every)
+    done: list[int] = []
+
+    def stop_after_the_second(samples: int) -> None:
+        done.append(samples)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(llama, tmp_path / "killed", on_batch=stop_after_the_second)
+    assert not KroneckerFactors.is_complete(tmp_path / "killed")
+    assert int(load_file(tmp_path / "killed" / "sums.safetensors")["batches"]) == (2 if every else 1)
+    measure(llama, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert KroneckerFactors.load(tmp_path / "killed").weights == whole.weights
+
+
+def test_sums_are_float32_or_as_wide_as_the_model(llama: Base, llama64: Base, tmp_path: Path) -> None:
+    for base, kind in ((llama, torch.float32), (llama64, torch.float64)):
+        measure(base, tmp_path / str(kind))
+        tensors = load_file(tmp_path / str(kind) / "sums.safetensors")
+        assert {tensor.dtype for key, tensor in tensors.items() if key != "batches"} == {kind}
+
+
+def test_weights_count_relative_to_their_own_data_set(llama64: Base, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    plain, _ = measure(llama64, tmp_path / "plain").fishers(name)
+    same, heavier = measure(llama64, tmp_path / "same", weights=[2.0] * 3 + [1.0] * 5).fishers(name)
+    torch.testing.assert_close(same.left, plain.left)
+    torch.testing.assert_close(same.right, plain.right)
+    _, other = measure(llama64, tmp_path / "other", weights=[1.0] * 7 + [4.0]).fishers(name)
+    assert not torch.allclose(other.left, heavier.left)
+
+
+def test_an_adapter_of_zeros_has_no_factors(llama: Base, tmp_path: Path) -> None:
+    samples = encoded_conversations(llama)[:2]
+    bases = patch_bases(zero_adapter(llama))
+    measured = KroneckerFactors.measure(
+        llama, bases, samples, tmp_path, safety_samples=1, weights=[1.0, 1.0], batch_size=2
+    )
+    assert all(len(measured.basis(name).q) == 0 for name in llama.modules)
+    assert list(load_file(tmp_path / "sums.safetensors")) == ["batches"]
+
+
+def test_a_gradient_that_is_not_finite_names_a_module_and_writes_nothing(llama: Base, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    weight = llama.modules[name].weight
+    with torch.no_grad(), applied(llama, {name: random_update((32, 48), 1, seed=0)}, "broken"):
+        weight.fill_(float("nan"))  # `applied` puts the old weights back
+        with pytest.raises(NumericalError, match="NaN or infinite"):
+            measure(llama, tmp_path)
+    assert not (tmp_path / "sums.safetensors").exists()
+    assert bool(torch.isfinite(weight).all())
