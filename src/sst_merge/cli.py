@@ -35,6 +35,7 @@ Output = Annotated[Path | None, typer.Option("--output", help="Run folder, inste
 ResultFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files (JSON).", show_default=False)]
 
 TABLE_WIDTH = 280  # characters of a table that does not go to a terminal
+NARROW_WIDTH = 160  # characters below which the table of compare would be unreadable
 
 
 @app.command()
@@ -268,16 +269,24 @@ def _print_forecasts(planned: list[Any], as_json: bool) -> None:
 def _run_experiments(planned: list[Any], as_json: bool) -> None:
     """Run one experiment after the other; the result files, and the table that compares them."""
     from sst_merge.experiments.compare import compare as compare_files
-    from sst_merge.experiments.compare import rich_table
+    from sst_merge.experiments.compare import render
     from sst_merge.experiments.exp1 import run_exp1
+    from sst_merge.wheels import replace_file
 
-    files = [run_exp1(one, reporter=_reporter(), command=_command())[0] for one in planned]
+    done = [run_exp1(one, reporter=_reporter(), command=_command()) for one in planned]
+    table = done[0][0].parent / "comparison.md"
+    replace_file(table, render(compare_files([file for file, _ in done]), "markdown"))
     if as_json:
-        typer.echo(json.dumps([json.loads(file.read_text(encoding="utf-8")) for file in files], indent=1))
+        typer.echo(json.dumps([result for _, result in done], indent=1))
         return
-    Console().print(rich_table(compare_files(files)))
-    for file in files:
-        typer.echo(f"result: {file}   report: {json.loads(file.read_text(encoding='utf-8'))['run']}/report.html")
+    for file, result in done:
+        results = json.loads((Path(result["run"]) / "results.json").read_text(encoding="utf-8"))
+        title = f"{result['model']}, {result['mode']}, seed {result['seed']}"
+        Console().print(_table({**results, "title": title}))
+        for name, tax in results["safety_tax"].items():
+            typer.echo(f"{name}: {tax['verdict']['text']}")
+        typer.echo(f"result: {file}   report: {result['run']}/report.html")
+    typer.echo(f"comparison: {table}")
 
 
 @app.command()
@@ -361,7 +370,10 @@ def compare(
         with StringIO() as text:
             to_terminal = output is None and sys.stdout.isatty()
             console = Console() if to_terminal else Console(file=text, width=TABLE_WIDTH)
-            console.print(comparison.rich_table(rows))
+            if console.width < NARROW_WIDTH:
+                console.print(comparison.blocks(rows), markup=False, highlight=False)
+            else:
+                console.print(comparison.rich_table(rows))
             result = text.getvalue().rstrip("\n")
         if to_terminal:
             return

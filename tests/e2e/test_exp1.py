@@ -198,4 +198,5 @@ def test_every_seed_draws_other_rows_into_another_file(tmp_path: Path, sst: Call
     assert (first["seed"], second["seed"], first["merge_method_applied"]) == (1, 2, "task_arithmetic")
     assert first["comparisons"] == {}
     assert first["data"]["sha256"]["evaluation.refusal"] != second["data"]["sha256"]["evaluation.refusal"]
-    assert len(list((planned.results / "exp1_safety_utility").iterdir())) == 2
+    written = sorted(file.name for file in (planned.results / "exp1_safety_utility").iterdir())
+    assert (len(written), written[0]) == (3, "comparison.md")

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from exp1_files import LEGACY, MISTRAL, contrast, own, written
 from sst_merge.errors import ConfigError, DataError
-from sst_merge.experiments.compare import HEAD, LEGACY_NOTE, Row, cells_of, compare, render, rich_table
+from sst_merge.experiments.compare import HEAD, LEGACY_NOTE, Row, blocks, cells_of, compare, render, rich_table
 
 
 def cell(row: Row, title: str) -> str:
@@ -47,6 +48,14 @@ def test_a_file_of_ours_gives_a_row_for_the_merge_and_one_for_each_comparison(tm
     assert cell(merged, "verdict") == "TAX"
     assert (other.method, other.tax) == ("task_arithmetic", None)
     assert cell(other, "tax") == "- undefined (NO_DETECTABLE_GAIN)"
+
+
+def test_a_narrow_terminal_gets_one_block_of_lines_for_each_row(tmp_path: Path) -> None:
+    told = blocks(compare(files(tmp_path, own())))
+    first, second, legend = told.split("\n\n")
+    assert re.search(r"^tax +0\.19 \[0\.09, 0\.37\]$", first, re.MULTILINE)
+    assert re.search(r"^tax +- undefined \(NO_DETECTABLE_GAIN\)$", second, re.MULTILINE)
+    assert legend.startswith("Baseline -> merged")
 
 
 def test_a_tax_that_the_verdict_does_not_allow_is_not_shown_and_noted(tmp_path: Path) -> None:

@@ -185,6 +185,16 @@ def rich_table(rows: Sequence[Row]) -> RichTable:
     return table
 
 
+def blocks(rows: Sequence[Row]) -> str:
+    """The table as one block of lines for each row: for a terminal too narrow for columns."""
+    width = max(len(title) for title in HEAD)
+    found = []
+    for row in rows:
+        cells = [(title, cell) for title, cell in zip(HEAD, cells_of(row), strict=True) if not _is_empty(cell)]
+        found.append("\n".join(f"{title:<{width}}  {cell}" for title, cell in cells))
+    return "\n\n".join([*found, LEGEND])
+
+
 def cells_of(row: Row) -> tuple[str, ...]:
     """A row as finished texts, one for each title of ``HEAD``."""
     if row.kind == "seeds":
