@@ -21,7 +21,7 @@ from sst_merge.tasks import TASKS
 from tiny_run import run_file
 
 COMMANDS = ("demo", "run", "check", "plan", "calibrate", "merge", "evaluate", "report", "train")
-COMMANDS += ("methods", "tasks", "data", "models", "audit", "compare")
+COMMANDS += ("methods", "tasks", "data", "models", "experiment", "audit", "compare")
 Command = Callable[..., Any]
 
 
