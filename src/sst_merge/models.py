@@ -184,6 +184,7 @@ def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: s
 
 
 CONVERSION_STEPS = 3
+MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
 
 
 def needs_conversion(reference: str) -> bool:
@@ -501,15 +502,20 @@ class Batch:
     """Boolean, (batch, seq): the answer's tokens."""
 
 
-def collate(base: Base, samples: Sequence[Encoded]) -> Batch:
-    """Pad on the left, so that answers end together and generation can go on from the last column."""
+def collate(base: Base, samples: Sequence[Encoded], *, shared: int = 0) -> Batch:
+    """Pad on the left, so that answers end together and generation can go on from the last column.
+
+    The first ``shared`` tokens, which must be the same in every sample, stand before the padding.
+    """
     length = max(len(sample.ids) for sample in samples)
     ids = torch.full((len(samples), length), base.tokenizer.pad_token_id)
     mask, answer_mask = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
     for row, sample in enumerate(samples):
         offset = length - len(sample.ids)
-        ids[row, offset:] = torch.tensor(sample.ids)
-        mask[row, offset:] = 1
+        ids[row, :shared] = torch.tensor(sample.ids[:shared], dtype=torch.long)
+        ids[row, offset + shared :] = torch.tensor(sample.ids[shared:])
+        mask[row, :shared] = 1
+        mask[row, offset + shared :] = 1
         answer_mask[row, offset + sample.answer_start :] = True
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return Batch(*(tensor.to(base.device) for tensor in (ids, mask, positions, answer_mask)))
@@ -584,12 +590,38 @@ class ReadPrompts:
         return self.batch.ids.shape[1]
 
 
+def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
+    """Length of the common beginning, each prompt's last token left out; none where a sliding window could be felt.
+
+    Padding stands behind the common beginning, and a window counts padding, too.
+    """
+    window = getattr(base.model.config, "sliding_window", None)
+    if window is not None and max(map(len, prompts)) + MOST_NEW_TOKENS > window:
+        return 0
+    shared = 0
+    for column in zip(*prompts, strict=False):  # as far as the shortest prompt goes
+        if len(set(column)) > 1:
+            break
+        shared += 1
+    return min(shared, min(map(len, prompts)) - 1)
+
+
 @torch.no_grad()
 def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
-    """One forward pass over a batch of prompts."""
-    batch = collate(base, prompts)
+    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once."""
+    shared = _shared_tokens(base, [prompt.ids for prompt in prompts])
+    batch = collate(base, prompts, shared=shared)
+    cache = None
+    if shared:
+        cache = base.model(input_ids=batch.ids[:1, :shared], logits_to_keep=1, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
     read = base.model(
-        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=True
+        input_ids=batch.ids[:, shared:],
+        attention_mask=batch.mask,
+        position_ids=batch.positions[:, shared:],
+        past_key_values=cache,
+        logits_to_keep=1,
+        use_cache=True,
     )
     return ReadPrompts(batch, _at_least_float32(read.logits), read.past_key_values)
 

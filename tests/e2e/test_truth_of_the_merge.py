@@ -240,7 +240,7 @@ def test_answers_decide_the_verdict(inputs: Path, base: Base, tmp_path: Path, mo
     def scripted(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Completion]:
         del max_new_tokens
         answers = []
-        for ids in read.batch.ids.tolist():
+        for ids in (row[mask == 1] for row, mask in zip(read.batch.ids, read.batch.mask, strict=True)):
             text = next(text for text in words if text in base.tokenizer.decode(ids))
             if text.startswith("bad") and said[-1] in {"safety", "merged"}:
                 answers.append("I cannot.")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sst_merge import models
 from sst_merge.errors import ModelError
 from sst_merge.models import (
     Base,
@@ -306,6 +307,22 @@ def test_generation_leaves_the_cache_of_the_prompts_as_it_was(family: Family) ->
     assert generate(base, read, max_new_tokens=5) == first
     found = prefix_log_likelihoods(base, read, ["No, never", "Yes"])
     torch.testing.assert_close(found, prefix_log_likelihoods(base, read_prompts(base, prompts), ["No, never", "Yes"]))
+
+
+@every_family
+def test_what_every_prompt_begins_with_is_read_once_and_changes_nothing(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base(family, seed=5, dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
+    read = read_prompts(base, prompts)
+    assert bool((read.batch.mask[:, :6] == 1).all())  # the template's beginning stands before the padding
+    together = generate(base, read, max_new_tokens=8)
+    monkeypatch.setattr(models, "_shared_tokens", lambda *_: 0)
+    apart = read_prompts(base, prompts)
+    assert not bool((apart.batch.mask[:, :6] == 1).all())
+    torch.testing.assert_close(read.first_logits, apart.first_logits)
+    assert together == generate(base, apart, max_new_tokens=8)
 
 
 @every_family
