@@ -210,7 +210,10 @@ def experiment(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, how long it takes here and what is missing.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder of the runs; a run that is there is resumed.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume/--replace", help="Go on with a run that is there, or throw it away.")
+    ] = True,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("results"),
     overrides: Set = None,
     as_json: AsJson = False,
@@ -246,7 +249,7 @@ def experiment(
     if dry_run:
         _print_forecasts(planned, as_json)
         return
-    _run_experiments(planned, as_json)
+    _run_experiments(planned, replace=not resume, as_json=as_json)
 
 
 def _named(entry: str) -> tuple[str, str]:
@@ -266,14 +269,14 @@ def _print_forecasts(planned: list[Any], as_json: bool) -> None:
     typer.echo(json.dumps([one.to_dict() for one in found], indent=1) if as_json else "\n".join(map(told, found)))
 
 
-def _run_experiments(planned: list[Any], as_json: bool) -> None:
+def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> None:
     """Run one experiment after the other; the result files, and the table that compares them."""
     from sst_merge.experiments.compare import compare as compare_files
     from sst_merge.experiments.compare import render
     from sst_merge.experiments.exp1 import run_exp1
     from sst_merge.wheels import replace_file
 
-    done = [run_exp1(one, reporter=_reporter(), command=_command()) for one in planned]
+    done = [run_exp1(one, reporter=_reporter(), command=_command(), replace=replace) for one in planned]
     table = done[0][0].parent / "comparison.md"
     replace_file(table, render(compare_files([file for file, _ in done]), "markdown"))
     if as_json:

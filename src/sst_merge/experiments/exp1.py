@@ -109,11 +109,23 @@ class Exp1:
 
 
 def run_exp1(
-    experiment: Exp1, *, reporter: Reporter, command: str, load: Callable[[], Base] | None = None
+    experiment: Exp1,
+    *,
+    reporter: Reporter,
+    command: str,
+    replace: bool = False,
+    load: Callable[[], Base] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Train what is missing, calibrate, merge, evaluate; write and return the result.
 
     A finished step is kept: the same command goes on where it stopped.
+
+    Args:
+        experiment: What to do.
+        reporter: Shows progress.
+        command: What the user typed, for the record.
+        replace: Throw a run of the same name away first; trained adapters stay.
+        load: Loads the base model; by default as the preset says.
 
     Returns:
         The result file and its contents.
@@ -127,6 +139,7 @@ def run_exp1(
     adapters = experiment.adapters or _trained(experiment, data, reporter)
     config = run_config(experiment, data, adapters)
     root = Path()
+    run(config, root=root, reporter=reporter, command=command, until="plan", replace=replace)
     _merged_or_refused(config, root, reporter, command, load)
     results = run(config, root=root, reporter=reporter, command=command, load=load)
     result = result_of(experiment, config, results, data)
@@ -141,8 +154,7 @@ def run_exp1(
 def _merged_or_refused(
     config: RunConfig, root: Path, reporter: Reporter, command: str, load: Callable[[], Base] | None
 ) -> None:
-    """Every stage up to the merge; whatever stops it, there is no result."""
-    run(config, root=root, reporter=reporter, command=command, until="plan")  # mistakes of the input keep their code
+    """Calibration and merge; whatever stops them, there is no result. Mistakes of the input were found by the plan."""
     try:
         run(config, root=root, reporter=reporter, command=command, until="merge", load=load)
     except (OSError, ConfigError, DataError, ModelError, RunFolderError):
