@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sst_merge.errors import DataError
+from sst_merge.experiments import beavertails
 from sst_merge.experiments.beavertails import prepare
 
 
@@ -60,6 +61,15 @@ def test_prompts_are_sorted_by_their_answers_labels(tmp_path: Path) -> None:
 def test_labels_may_be_written_as_data_frames_write_them(tmp_path: Path, label: Any) -> None:
     found, _ = prepared(tmp_path, [row("steal?", "Take it.", label)])
     assert found["harmful"] == [{"prompt": "steal?"}]
+
+
+def test_without_the_hub_a_local_copy_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any) -> Any:
+        raise DataError("cannot load hub:PKU-Alignment/BeaverTails@330k_train: no connection")
+
+    monkeypatch.setattr(beavertails, "read_table", unreachable)
+    with pytest.raises(DataError, match=r"no connection\n  Without the hub.*--data beavertails=PATH"):
+        prepare(beavertails.HUB, tmp_path, root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,12 @@ def prepare(reference: str, folder: Path, *, root: Path) -> Prepared:
         DataError: If a column is missing (the message lists those found), a label is neither true nor false, or there
             is no harmful prompt.
     """
-    table = read_table(reference, root, "data.beavertails")
+    try:
+        table = read_table(reference, root, "data.beavertails")
+    except DataError as error:
+        if reference != HUB:
+            raise
+        raise DataError(f"{error}\n  Without the hub, give a local copy: --data beavertails=PATH") from error
     columns = sorted({str(column) for row in table for column in row})
     if missing := [column for column in NEEDED if column not in columns]:
         raise DataError(
