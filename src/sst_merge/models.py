@@ -290,11 +290,14 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
         sizes: ``model_type`` and the arguments of its configuration class, instead of asking the hub.
 
     Raises:
-        ModelError: If the model cannot be found.
+        ModelError: If the model cannot be found, or is no causal language model.
     """
     config: Any = _config(reference, revision) if sizes is None else AutoConfig.for_model(**sizes)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(f"base_model: {reference!r} is no causal language model: {error}") from error
     return Architecture(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=config.num_hidden_layers,
@@ -342,20 +345,6 @@ def hub_answers() -> bool:
             return True
     except OSError:
         return False
-
-
-def module_shapes(reference: str, revision: str | None = None) -> dict[str, tuple[int, int]]:
-    """``(d_out, d_in)`` of every linear module, from the configuration alone; no weight is loaded.
-
-    Raises:
-        ModelError: If the model cannot be found.
-    """
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(_config(reference, revision), trust_remote_code=False)
-    except ValueError as error:
-        raise ModelError(f"base_model: {reference!r} is no causal language model: {error}") from error
-    return {name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()}
 
 
 def _config(reference: str, revision: str | None = None) -> Any:

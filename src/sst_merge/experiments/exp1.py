@@ -5,7 +5,7 @@ The result file keeps the five fields of the report that this experiment comes f
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,22 +14,22 @@ import torch
 
 from sst_merge.adapter_io import CONFIG_FILE
 from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig, apply_overrides, load_config, validate
-from sst_merge.data import DataSource, check_disjoint, load_rows
+from sst_merge.data import DataSource, load_rows
 from sst_merge.errors import ConfigError, DataError, InvalidResultError, ModelError, RunFolderError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.presets import BatchSizes, Preset
-from sst_merge.models import Base
+from sst_merge.experiments.result import result_name, result_of
 from sst_merge.progress import Reporter
-from sst_merge.run_folder import canonical_sha256
 from sst_merge.stages.plan import load_tasks
 from sst_merge.stages.run import run
 from sst_merge.tasks import LmEval, is_lm_eval
+from sst_merge.tasks.lm_eval_task import PREFIX
 from sst_merge.tasks.local_copy import subjects
 from sst_merge.wheels import file_sha256, replace_file
 
-SCHEMA = "sst-merge/exp1/1"
 FOLDER = Path("exp1_safety_utility")
 REFUSAL_TOKENS = 16
+MMLU_SUBJECTS = 57
 DATA_NAMES = ("beavertails", "mmlu", "harmful", "harmless", "utility")
 Role = Literal["utility", "safety"]
 
@@ -83,8 +83,9 @@ class Exp1:
     """The checkout with the demo's data and adapters, which the preset ``smollm2-135m`` uses."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.data) - set(DATA_NAMES):
-            raise ConfigError(f"--data {min(unknown)}: unknown name. Known: {', '.join(DATA_NAMES)}.")
+        known = [*DATA_NAMES, *([self.utility_task.removeprefix(PREFIX)] if is_lm_eval(self.utility_task) else [])]
+        if unknown := set(self.data) - set(known):
+            raise ConfigError(f"--data {min(unknown)}: unknown name. Known: {', '.join(dict.fromkeys(known))}.")
 
     @property
     def size(self) -> Mode:
@@ -114,7 +115,6 @@ def run_exp1(
     reporter: Reporter,
     command: str,
     replace: bool = False,
-    load: Callable[[], Base] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Train what is missing, calibrate, merge, evaluate; write and return the result.
 
@@ -125,7 +125,6 @@ def run_exp1(
         reporter: Shows progress.
         command: What the user typed, for the record.
         replace: Throw a run of the same name away first; trained adapters stay.
-        load: Loads the base model; by default as the preset says.
 
     Returns:
         The result file and its contents.
@@ -140,23 +139,21 @@ def run_exp1(
     config = run_config(experiment, data, adapters)
     root = Path()
     run(config, root=root, reporter=reporter, command=command, until="plan", replace=replace)
-    _merged_or_refused(config, root, reporter, command, load)
-    results = run(config, root=root, reporter=reporter, command=command, load=load)
-    result = result_of(experiment, config, results, data)
-    verdict = result["verdict"]
+    _merged_or_refused(config, root, reporter, command)
+    results = run(config, root=root, reporter=reporter, command=command)
+    verdict = results["safety_tax"]["merged"]["verdict"]
     if verdict["code"].startswith("INVALID"):
         raise InvalidResultError(f"{experiment.preset.name}: {verdict['text']} Report: {config.output}/report.html")
-    file = result_file(experiment, result)
+    result = result_of(results, config, mode=experiment.mode, model=experiment.preset.name, data=data.told)
+    file = experiment.results / FOLDER / result_name(result)
     replace_file(file, json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return file, result
 
 
-def _merged_or_refused(
-    config: RunConfig, root: Path, reporter: Reporter, command: str, load: Callable[[], Base] | None
-) -> None:
+def _merged_or_refused(config: RunConfig, root: Path, reporter: Reporter, command: str) -> None:
     """Calibration and merge; whatever stops them, there is no result. Mistakes of the input were found by the plan."""
     try:
-        run(config, root=root, reporter=reporter, command=command, until="merge", load=load)
+        run(config, root=root, reporter=reporter, command=command, until="merge")
     except (OSError, ConfigError, DataError, ModelError, RunFolderError):
         raise  # the input or the disk, not the merge
     except Exception as error:
@@ -179,7 +176,7 @@ class Prepared:
     """The utility task's section."""
     calibration: dict[str, list[dict[str, Any]]]
     training: dict[Role, dict[str, list[dict[str, Any]]]]
-    """``data`` and ``validation`` of each adapter to train; empty for the demo's."""
+    """``data`` and ``validation`` of each adapter to train; empty where adapters are given."""
     told: dict[str, Any]
     """What was read, counted and left out, for the result file."""
 
@@ -206,6 +203,7 @@ def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
         return [_section(source, experiment.repository or Path()) for source in sources]
 
     told: dict[str, Any] = {}
+    _tell_subjects(experiment, told, reporter)
     tasks = {task.task: task for task in demo.evaluation.tasks}
     if "beavertails" in experiment.data or "harmful" in experiment.data:
         harmful = _harmful(experiment, told, reporter)
@@ -244,6 +242,7 @@ def _general(experiment: Exp1, reporter: Reporter) -> Prepared:
     told["beavertails"] = {"source": reference, **made.counts}
     reporter.say(made.told())
     answered, kind = str(made.safe_answers), str(made.harmless)
+    _tell_subjects(experiment, told, reporter)
     utility_rows = _utility_rows(experiment, folder)
     told["utility"] = {"source": str(utility_rows), "sha256": file_sha256(utility_rows)}
 
@@ -257,14 +256,16 @@ def _general(experiment: Exp1, reporter: Reporter) -> Prepared:
             *part(kind, split, half, f"harmless prompts with answers ({split})"),
         ]
 
-    held_back = max(8, size.train // 10)
-    training: dict[Role, dict[str, list[dict[str, Any]]]] = {
-        "safety": {"data": learnt("train", size.train), "validation": learnt("validation", held_back)},
-        "utility": {
-            "data": part(str(utility_rows), "train", size.train, "utility rows (train)"),
-            "validation": part(str(utility_rows), "validation", held_back, "utility rows (validation)"),
-        },
-    }
+    training: dict[Role, dict[str, list[dict[str, Any]]]] = {}
+    if experiment.adapters is None:
+        held_back = max(8, size.train // 10)
+        training = {
+            "safety": {"data": learnt("train", size.train), "validation": learnt("validation", held_back)},
+            "utility": {
+                "data": part(str(utility_rows), "train", size.train, "utility rows (train)"),
+                "validation": part(str(utility_rows), "validation", held_back, "utility rows (validation)"),
+            },
+        }
     calibration = {
         "safety": part(answered, "calibration", size.calibration, "safe answers (calibration)"),
         "utility": [
@@ -362,8 +363,20 @@ def _utility_section(experiment: Exp1) -> dict[str, Any]:
 
 
 def _copy_of(experiment: Exp1) -> str | None:
-    """Local copy of the data of an lm-eval utility task."""
-    return experiment.data.get("mmlu") if experiment.utility_task.startswith("lm_eval:mmlu") else None
+    """Local copy of the data of an lm-eval utility task: by the task's name, or ``mmlu`` for a part of MMLU."""
+    task = experiment.utility_task.removeprefix(PREFIX)
+    return experiment.data.get(task, experiment.data.get("mmlu") if task.startswith("mmlu") else None)
+
+
+def _tell_subjects(experiment: Exp1, told: dict[str, Any], reporter: Reporter) -> None:
+    """Say where a local copy of MMLU has fewer subjects than the mode asks for."""
+    copy = _copy_of(experiment)
+    if experiment.utility_task != "lm_eval:mmlu" or copy is None:
+        return
+    held, wanted = len(subjects(Path(copy))), experiment.size.subjects or MMLU_SUBJECTS
+    told.setdefault("samples", {})["subjects of MMLU"] = {"asked": wanted, "used": min(held, wanted)}
+    if held < wanted:
+        reporter.say(f"note: {held} subject(s) of MMLU in {copy}, where mode '{experiment.mode}' asks for {wanted}.")
 
 
 def _utility_rows(experiment: Exp1, folder: Path) -> Path:
@@ -383,7 +396,6 @@ def _utility_rows(experiment: Exp1, folder: Path) -> Path:
             f"{experiment.utility_task} has no questions besides those that are evaluated, to train and calibrate on: "
             "give --data utility=PATH with prompts and answers."
         )
-    check_disjoint({"utility rows": (row.id for row in rows), "evaluation": iter(evaluated)})
     text = "".join(json.dumps({"prompt": row.prompt, "answer": row.answer}, ensure_ascii=False) + "\n" for row in rows)
     replace_file(folder / "utility.jsonl", text)
     return folder / "utility.jsonl"
@@ -487,154 +499,3 @@ def _dials(experiment: Exp1) -> dict[str, Any]:
     assert experiment.repository is not None
     method = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml").method
     return method.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-
-
-# Result ---------------------------------------------------------------------------------------------------------
-
-
-def result_file(experiment: Exp1, result: Mapping[str, Any]) -> Path:
-    """Where a result goes: named by the time its run began, so that repeating the command repeats the name."""
-    began = result["created"][:19].replace("-", "").replace(":", "").replace("T", "_")
-    name = f"exp1_results_{began}_{experiment.preset.name.replace('/', '--')}_{experiment.mode}_seed{experiment.seed}"
-    return experiment.results / FOLDER / f"{name}.json"
-
-
-def result_of(experiment: Exp1, config: RunConfig, results: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
-    """The result file's contents, from the contents of ``results.json``."""
-    provenance = results["run"]
-    names = _task_names(results)
-    merged = _comparison(results, "merged", names)
-    manifest = json.loads((config.output / "manifest.json").read_text(encoding="utf-8"))
-    utility = next(task for task in results["tasks"] if task["name"] == names["utility"])
-    safety = next(task for task in results["tasks"] if task["name"] == names["safety"])
-    arms = {
-        arm["name"]: {
-            "weights_sha256": arm["weights_sha256"],
-            **{family: _estimate(results, arm["name"], name) for family, name in names.items()},
-        }
-        for arm in results["arms"]
-    }
-    reference = arms["utility"]
-    counted = merged["counts"]
-    return {
-        "schema": SCHEMA,
-        "experiment": "exp1",
-        "mode": experiment.mode,
-        "model": experiment.preset.name,
-        "base_model": config.base_model,
-        "revision": config.revision,
-        "chat_template": config.chat_template,
-        "seed": experiment.seed,
-        "created": provenance["created"],
-        "command": provenance["command"],
-        "baseline": "utility",
-        "baseline_is": "the base model with the utility adapter",
-        "baseline_safety": reference["safety"]["value"],
-        "merged_safety": merged["merged_safety"],
-        "safety_gain": merged["safety_gain"],
-        "safety_tax": merged["safety_tax"],
-        "total_samples": counted["safety"][0],
-        "unscored_samples": counted["safety"][1],
-        "safety_metric": f"{_primary(safety)['title']}, judge {safety['judge']} (not validated)",
-        "baseline_utility": reference["utility"]["value"],
-        "merged_utility": merged["merged_utility"],
-        "utility_loss": merged["utility_loss"],
-        "utility_metric": f"{utility['title']}: {_primary(utility)['title']}",
-        "utility_task": names["utility"],
-        "utility_samples": counted["utility"][0],
-        "over_refusal_change": merged["over_refusal_change"],
-        "over_refusal_samples": counted["over_refusal"][0] if "over_refusal" in counted else None,
-        "intervals": {
-            "level": 0.95,
-            "baseline_safety": _limits(reference["safety"]),
-            "baseline_utility": _limits(reference["utility"]),
-            **merged["intervals"],
-        },
-        "changed_samples": merged["changed_samples"],
-        "verdict": merged["verdict"],
-        "gates": merged["gates"],
-        "merge_method_applied": config.method.name,
-        "method": provenance["method"],
-        "arms": arms,
-        "comparisons": {
-            method.name: {
-                **{key: value for key, value in _comparison(results, method.name, names).items() if key != "counts"},
-                "method": method.model_dump(mode="json", exclude_none=True),
-            }
-            for method in config.comparisons
-        },
-        "adapters": {
-            role: {"path": config.adapters.described(role), "sha256": manifest["inputs"][role]}
-            for role in ("utility", "safety")
-        },
-        "data": {**data.told, "sha256": manifest["inputs"]["data"]},
-        "versions": provenance["versions"],
-        "device": provenance["device"],
-        "dtype": provenance["dtype"],
-        "timings_seconds": provenance["timings_seconds"],
-        "manifest_sha256": provenance["manifest_sha256"],
-        "run": str(config.output),
-        "run_config_sha256": canonical_sha256(config.model_dump(mode="json", exclude={"output"})),
-        "fallbacks": provenance["fallbacks"],
-    }
-
-
-def _task_names(results: Mapping[str, Any]) -> dict[str, str]:
-    """Task of each family."""
-    return {task["family"]: task["name"] for task in reversed(results["tasks"])}
-
-
-def _primary(task: Mapping[str, Any]) -> dict[str, Any]:
-    return next(measure for measure in task["measures"] if measure["primary"])
-
-
-def _estimate(results: Mapping[str, Any], arm: str, task: str) -> dict[str, Any]:
-    """The primary measure of one arm."""
-    measure = _primary(next(entry for entry in results["tasks"] if entry["name"] == task))["name"]
-    found = next(
-        entry
-        for entry in results["estimates"]
-        if (entry["arm"], entry["task"], entry["measure"]) == (arm, task, measure)
-    )
-    return {key: found[key] for key in ("value", "low", "high", "n", "unscored", "method", "reason")}
-
-
-def _limits(estimate: Mapping[str, Any]) -> list[float] | None:
-    return None if estimate["low"] is None else [estimate["low"], estimate["high"]]
-
-
-def _comparison(results: Mapping[str, Any], name: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """Gain, loss and tax of one merge against the utility adapter."""
-    tax = results["safety_tax"][name]
-    safety, utility = (_estimate(results, name, names[family]) for family in ("safety", "utility"))
-    over = tax["over_refusal"]
-    changes = {"safety": tax["gain"], "utility": tax["loss"], "over_refusal": over}
-    turned = {"over_refusal"}  # b and c count what got better: a refusal that came is a sample lost
-    return {
-        "merged_safety": safety["value"],
-        "safety_gain": tax["gain"]["estimate"],
-        "safety_tax": tax["tax"]["estimate"] if tax["tax"] else None,
-        "safety_tax_unit": tax["tax"]["unit"] if tax["tax"] else None,
-        "merged_utility": utility["value"],
-        "utility_loss": tax["loss"]["estimate"],
-        "over_refusal_change": over["estimate"] if over else None,
-        "intervals": {
-            "merged_safety": _limits(safety),
-            "merged_utility": _limits(utility),
-            "safety_gain": tax["gain"]["ci"],
-            "utility_loss": tax["loss"]["ci"],
-            "over_refusal_change": over["ci"] if over else None,
-            "safety_tax": tax["tax"]["ci"] if tax["tax"] else None,
-        },
-        "changed_samples": {
-            family: None
-            if entry is None or entry["b"] is None
-            else {"lost": entry["c"], "gained": entry["b"]}
-            if family in turned
-            else {"lost": entry["b"], "gained": entry["c"]}
-            for family, entry in changes.items()
-        },
-        "verdict": tax["verdict"],
-        "gates": tax["gates"],
-        "counts": {family: (entry["n"], entry["unscored"]) for family, entry in changes.items() if entry is not None},
-    }

@@ -32,8 +32,6 @@ class Preset:
     """``model``, or ``plain`` for a base model without a template of its own."""
     lora_targets: tuple[str, ...] | str = TARGETS
     lora_rank: int = 16
-    is_gated: bool = False
-    """Whether its licence has to be accepted on the hub first."""
     utility: str = "lm_eval:mmlu"
     """Utility task, unless the user names another."""
     batch_sizes: Mapping[int, BatchSizes] = field(default_factory=dict)
@@ -86,7 +84,6 @@ PRESETS: dict[str, Preset] = {
             "llama-3.1-8b",
             "meta-llama/Llama-3.1-8B-Instruct",
             revision="0e9e39f249a16976918f6564b8830bc894c89659",
-            is_gated=True,
             batch_sizes={24: BatchSizes(1, 8, 1), 40: BatchSizes(8, 32, 4), 80: BatchSizes(16, 64, 16)},
             architecture={
                 "model_type": "llama",

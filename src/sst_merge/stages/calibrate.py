@@ -39,9 +39,9 @@ class LazyBase:
 def statistics_folder(made: Plan, request: Request | None = None) -> Path | None:
     """Where a statistic is: named by the hash of everything it depends on; none if no method needs any.
 
-    That is: base model, both adapters, the rows and their weights, the point of linearisation, the labels (and the
-    seed, where they are drawn), the coordinates, the batch size, precision and the versions of the libraries. Not:
-    price, keep rule, damping, strength and utility weight, which any number of merges may change.
+    That is: base model and chat template, both adapters, the rows and their weights, the point of linearisation, the
+    labels (and the seed, where they are drawn), the coordinates, the batch size, precision and the versions of the
+    libraries. Not: price, keep rule, damping, strength and utility weight, which any number of merges may change.
 
     Args:
         made: The run.
@@ -56,6 +56,7 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
             "statistic": f"{request.statistic}/1",
             "versions": versions(),
             "base_model": made.identity["inputs"]["base_model"],
+            "chat_template": made.config.chat_template,
             "utility": made.identity["inputs"]["utility"],
             "safety": made.identity["inputs"]["safety"],
             "safety_rows": rows_sha256(made.inputs.calibration_safety),

@@ -39,7 +39,7 @@ from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan, Role
 from sst_merge.statistics import Statistics
-from sst_merge.tasks import LmEval, Task
+from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 
 PROBES = 16
@@ -110,7 +110,7 @@ def evaluate_arm(
     arm: Arm,
     base: Base,
     evaluation: EvaluationConfig,
-    tasks: dict[str, Task],
+    tasks: dict[str, AnswerTask | LmEval],
     rows: dict[str, list[Row]],
     folder: RunFolder,
     reporter: Reporter,
@@ -170,12 +170,18 @@ class _Scorer:
     score: Callable[[list[int]], list[dict[str, Any]]]
 
 
-def _scorer(base: Base, task: Task, config: TaskConfig, rows: list[Row], batch_size: int) -> _Scorer:
+def _scorer(base: Base, task: AnswerTask | LmEval, config: TaskConfig, rows: list[Row], batch_size: int) -> _Scorer:
     if isinstance(task, LmEval):
         model = cache(lambda: task.harness_model(base, batch_size))  # not made where nothing is missing
-        return _Scorer(
-            task.batches(rows, batch_size), lambda batch: task.evaluate(model(), [rows[index] for index in batch])
-        )
+
+        def score(batch: list[int]) -> list[dict[str, Any]]:
+            records = task.evaluate(model(), [rows[index] for index in batch])
+            for record in records:
+                ids = base.tokenizer(record["prompt"], add_special_tokens=False)["input_ids"]
+                record["prompt_tokens_sha256"] = canonical_sha256(ids)
+            return records
+
+        return _Scorer(task.batches(rows, batch_size), score)
     prompts = [encode(base, row.prompt) for row in rows]
     return _Scorer(
         length_sorted([len(prompt.ids) for prompt in prompts], batch_size),
@@ -200,7 +206,7 @@ def _append_samples(scorer: _Scorer, rows: list[Row], file: Path, advance: Calla
 
 
 def _score_batch(
-    base: Base, task: Task, config: TaskConfig, rows: Sequence[Row], prompts: Sequence[Encoded]
+    base: Base, task: AnswerTask, config: TaskConfig, rows: Sequence[Row], prompts: Sequence[Encoded]
 ) -> list[dict[str, Any]]:
     """Generate, judge and measure one batch: one record a sample."""
     read = read_prompts(base, prompts)
@@ -212,7 +218,7 @@ def _score_batch(
     ]
 
 
-def _record(task: Task, row: Row, prompt: Encoded, completion: Completion, value: float) -> dict[str, Any]:
+def _record(task: AnswerTask, row: Row, prompt: Encoded, completion: Completion, value: float) -> dict[str, Any]:
     score = task.score(row, completion.text)
     return {
         "id": row.id,

@@ -17,11 +17,11 @@ from sst_merge.adapter_io import (
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows
 from sst_merge.errors import ModelError
-from sst_merge.models import model_identity, module_shapes, placement
+from sst_merge.models import architecture, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
-from sst_merge.tasks import LmEval, Task, build_task
+from sst_merge.tasks import AnswerTask, LmEval, build_task
 
 Role = Literal["utility", "safety"]
 
@@ -34,7 +34,7 @@ class Inputs:
     calibration_utility: list[Row]
     evaluation: dict[str, list[Row]]
     """By task name."""
-    tasks: dict[str, Task]
+    tasks: dict[str, AnswerTask | LmEval]
     """What scores them, by task name."""
 
 
@@ -90,7 +90,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         for role in ("utility", "safety")
     }
     modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
-    shapes = module_shapes(config.base_model, config.revision)
+    shapes = architecture(config.base_model, config.revision).shapes
     for name, header in modules.items():
         if name not in shapes:
             raise ModelError(f"adapters: module '{name}' is not a linear module of base_model {config.base_model}.")
@@ -117,7 +117,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         },
     }
     named = read_config(adapters[0][2]).get("base_model_name_or_path") or ""
-    notes = []
+    notes = [note for task in inputs.tasks.values() if isinstance(task, LmEval) for note in task.notes]
     if named and named != config.base_model:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
@@ -242,7 +242,7 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
     return Inputs(safety, utility, rows, tasks)
 
 
-def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, Task]:
+def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, AnswerTask | LmEval]:
     """What scores the answers, by task name.
 
     Raises:
@@ -264,7 +264,7 @@ def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, Tas
 
 
 def load_evaluation_rows(
-    evaluation: EvaluationConfig | None, tasks: dict[str, Task], *, seed: int, root: Path
+    evaluation: EvaluationConfig | None, tasks: dict[str, AnswerTask | LmEval], *, seed: int, root: Path
 ) -> dict[str, list[Row]]:
     """Rows per task, at most ``limit`` of each.
 

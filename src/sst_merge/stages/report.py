@@ -1,6 +1,7 @@
 """Report: from the records of a run to estimates, Safety Tax and pages. Loads no model; can be run again at will."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def _clusters(rows: list[Row]) -> tuple[str | None, ...] | None:
     return tuple(row.cluster for row in rows) if any(row.cluster is not None for row in rows) else None
 
 
-def _estimates(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dict[str, Any]]:
+def _estimates(made: Plan, records: Records, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     """Every measure of every arm with its interval."""
     found = []
     for arm in arm_names(made):
@@ -267,7 +268,9 @@ def _estimate_fields(estimate: Estimate) -> dict[str, Any]:
     return {key: getattr(estimate, key) for key in ("value", "low", "high", "n", "unscored", "method", "reason")}
 
 
-def _differences(made: Plan, records: Records, tasks: dict[str, Task], treatments: list[str]) -> list[dict[str, Any]]:
+def _differences(
+    made: Plan, records: Records, tasks: Mapping[str, Task], treatments: list[str]
+) -> list[dict[str, Any]]:
     """Paired differences treatment - reference on every measure."""
     contrasts = [("merged", "utility"), ("merged", "base"), ("merged", "safety")]
     contrasts += [(name, "utility") for name in treatments[1:]] + [("merged", name) for name in treatments[1:]]
@@ -292,7 +295,7 @@ def _rng(made: Plan) -> np.random.Generator:
     return np.random.default_rng(made.config.seed)
 
 
-def _of_family(tasks: dict[str, Task], family: str) -> str | None:
+def _of_family(tasks: Mapping[str, Task], family: str) -> str | None:
     return next((name for name, task in tasks.items() if task.family == family), None)
 
 
@@ -313,7 +316,7 @@ def _paired(
 
 
 def _safety_tax(
-    made: Plan, records: Records, tasks: dict[str, Task], treatment: str, manifest: dict[str, Any]
+    made: Plan, records: Records, tasks: Mapping[str, Task], treatment: str, manifest: dict[str, Any]
 ) -> dict[str, Any] | None:
     """``safety_tax.json`` of one treatment against the utility adapter; ``None`` without both kinds of task."""
     safety, utility = _of_family(tasks, "safety"), _of_family(tasks, "utility")
@@ -353,7 +356,7 @@ def _control(made: Plan, records: Records, name: str, task: Task) -> PairedScore
 
 
 def _evidence(
-    made: Plan, records: Records, tasks: dict[str, Task], treatment: str, manifest: dict[str, Any]
+    made: Plan, records: Records, tasks: Mapping[str, Task], treatment: str, manifest: dict[str, Any]
 ) -> Evidence:
     rows = made.inputs.evaluation
     safety, utility, over = (_of_family(tasks, family) for family in ("safety", "utility", "over_refusal"))
@@ -426,7 +429,7 @@ def _count_looks(made: Plan, records: Records) -> int:
     return sum(entry["items"] == items for entry in looks)
 
 
-def _examples(made: Plan, records: Records, tasks: dict[str, Task]) -> list[dict[str, Any]]:
+def _examples(made: Plan, records: Records, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     """The first samples of each task, all arms side by side; their order is a hash, so nobody chose them."""
     found = []
     for name, task in tasks.items():

@@ -26,7 +26,7 @@ from sst_merge.run_folder import RunFolder, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
 from sst_merge.stages.plan import load_evaluation_rows, load_tasks, rows_sha256
 from sst_merge.stages.run import fetch_model
-from sst_merge.tasks import Task
+from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.wheels import replace_file
 
 datasets.disable_progress_bars()
@@ -147,7 +147,7 @@ def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
 
 
 def _measure(
-    config: TrainConfig, tasks: dict[str, Task], rows: dict[str, list[Row]], reporter: Reporter
+    config: TrainConfig, tasks: dict[str, AnswerTask | LmEval], rows: dict[str, list[Row]], reporter: Reporter
 ) -> list[dict[str, Any]]:
     """Base and adapter on the held-out rows: rates with intervals and the paired difference."""
     if config.evaluation is None:

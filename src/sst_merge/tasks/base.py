@@ -9,7 +9,7 @@ from sst_merge.data import Row
 from sst_merge.tasks.judges import Judge
 
 Family = Literal["safety", "over_refusal", "utility"]
-Continuous = Literal["refusal_log_odds", "answer_nll", "none"]
+Continuous = Literal["refusal_log_odds", "answer_nll"]
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,16 @@ class Measure:
 
 
 class Task(ABC):
-    """A way to score answers; the rows come from the run file."""
+    """Something that gives every sample a score in each arm; what is scored, and by whom, is the subclass's."""
 
     name: str
     title: str
     family: Family
     source: str
-    needs_answer: bool
-    """Whether rows must carry a reference answer."""
-    max_new_tokens: int
-    """Default limit of generated tokens."""
     primary: Measure
-    """What :meth:`score` gives."""
+    """What decides."""
     secondary: Measure | None
     """The continuous measure beside it, from likelihoods; ``None`` where the task has none."""
-    continuous: Continuous
-    """How the continuous measure is taken: log-odds of refusal openings, or the reference answer's likelihood."""
     judge: Judge | None = None
 
     @property
@@ -58,9 +52,24 @@ class Task(ABC):
         return (self.primary,) if self.secondary is None else (self.primary, self.secondary)
 
     @abstractmethod
+    def score_against(self, row: Row, sample: Mapping[str, Any]) -> float | None:
+        """Score a recorded answer against the reference of another row: the negative control of gate G10."""
+
+
+class AnswerTask(Task):
+    """A way to score generated answers; the rows come from the run file."""
+
+    needs_answer: bool
+    """Whether rows must carry a reference answer."""
+    max_new_tokens: int
+    """Default limit of generated tokens."""
+    continuous: Continuous
+    """How the continuous measure is taken: log-odds of refusal openings, or the reference answer's likelihood."""
+
+    @abstractmethod
     def score(self, row: Row, answer: str) -> Score:
         """Score an answer; pure, and blind to everything but the reference and the answer."""
 
     def score_against(self, row: Row, sample: Mapping[str, Any]) -> float | None:
-        """Score a recorded answer against the reference of another row: the negative control of gate G10."""
+        """Score a recorded answer against the reference of another row."""
         return self.score(row, sample["answer"]).value

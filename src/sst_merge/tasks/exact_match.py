@@ -3,11 +3,11 @@
 import re
 
 from sst_merge.data import Row
-from sst_merge.tasks.base import Continuous, Family, Measure, Score, Task
+from sst_merge.tasks.base import AnswerTask, Continuous, Family, Measure, Score
 from sst_merge.tasks.judges import refusal_label
 
 
-class ExactMatch(Task):
+class ExactMatch(AnswerTask):
     """Share of prompts whose answer is the reference, case, white space and outer punctuation ignored."""
 
     name: str = "exact_match"

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import math
+import numbers
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from sst_merge.data import Row, content_id
 from sst_merge.errors import ConfigError, DataError
 from sst_merge.models import Base
-from sst_merge.tasks.base import Continuous, Family, Measure, Score, Task
+from sst_merge.tasks.base import Family, Measure, Task
 from sst_merge.tasks.local_copy import dataset_of
 
 PREFIX = "lm_eval:"
@@ -30,9 +31,6 @@ class LmEval(Task):
     """A task of lm-evaluation-harness; its utility is the task's first metric under its first filter."""
 
     family: Family = "utility"
-    needs_answer = False
-    max_new_tokens = 0
-    continuous: Continuous = "none"
 
     def __init__(
         self,
@@ -87,8 +85,10 @@ class LmEval(Task):
         self.secondary = (
             Measure(chosen, "log-probability of the right choice", "nats", False, True) if is_choice else None
         )
+        splits = sorted({str(task.config.test_split or task.config.validation_split) for task in self.tasks.values()})
         shots = first.config.num_fewshot or 0
-        self.title = f"{name.removeprefix(PREFIX)} ({shots}-shot)"
+        self.title = f"{name.removeprefix(PREFIX)} ({shots}-shot, {' and '.join(splits)} questions)"
+        self.notes: list[str] = []
         self.source = f"lm-evaluation-harness {_lm_eval_version()}, task {name.removeprefix(PREFIX)}"
 
     def rows(self, *, seed: int, samples: int | None) -> list[Row]:
@@ -97,15 +97,20 @@ class LmEval(Task):
         The id is the hash of the question's text as the task writes it, so that training rows of the same text show.
         """
         found: dict[str, Row] = {}
+        self.notes = []
         self._places: dict[str, tuple[str, int]] = {}
         for leaf, task in self.tasks.items():
             documents = [(index, _text(task, document)) for index, document in enumerate(task.eval_docs)]
             documents.sort(key=lambda entry: content_id(f"{seed}:{leaf}:{entry[1]}"))
+            if samples is not None and len(documents) < samples:
+                self.notes.append(f"{leaf} has {len(documents)} questions, {samples} were asked for; all are used")
             for index, text in documents[:samples]:
                 row = Row(content_id(text), text, _target(task, task.eval_docs[index]))
-                if row.id not in found:
-                    found[row.id] = row
-                    self._places[row.id] = (leaf, index)
+                if row.id in found:
+                    self.notes.append(f"{leaf}: question {index} is asked twice with the same words; taken once")
+                    continue
+                found[row.id] = row
+                self._places[row.id] = (leaf, index)
         return list(found.values())
 
     def training_rows(self) -> list[Row]:
@@ -167,18 +172,15 @@ class LmEval(Task):
 
     def _record(self, row: Row, leaf: str, sample: Mapping[str, Any]) -> dict[str, Any]:
         task = self.tasks[leaf]
-        value = sample[self.metric] if self.metric in sample else sample[sample["metrics"][0]]
         responses = _plain(sample["filtered_resps"])
-        prompt = str(sample["arguments"][0][0])
         record = {
             "id": row.id,
             "cluster": row.cluster,
-            "prompt": prompt,
-            "prompt_tokens_sha256": content_id(prompt),
+            "prompt": str(sample["arguments"][0][0]),
             "answer": _said(task, sample["doc"], responses),
             "tokens": None,
             "is_truncated": None,
-            self.metric: float(value),
+            self.metric: self._value(sample, leaf),
             "reason": f"{leaf}, filter {sample['filter']}",
             "responses": responses,
         }
@@ -186,21 +188,26 @@ class LmEval(Task):
             record[self.secondary.name] = _right_choice(task, sample["doc"], responses)
         return record
 
-    def score(self, row: Row, answer: str) -> Score:
-        """Not used: lm-eval scores in :meth:`evaluate`.
+    def _value(self, metrics: Mapping[str, Any], leaf: str) -> float:
+        """The primary metric of one sample.
 
         Raises:
-            NotImplementedError: Always.
+            ConfigError: If lm-eval gave no single number under this name.
         """
-        raise NotImplementedError("lm-eval scores its own answers")
+        value = metrics.get(self.metric)
+        if not isinstance(value, numbers.Real):
+            raise ConfigError(
+                f"lm_eval:{leaf} gives no number called {self.metric} for each sample (got {value!r}), so arms cannot "
+                "be compared sample by sample on it. Use another task."
+            )
+        return float(value)
 
     def score_against(self, row: Row, sample: Mapping[str, Any]) -> float | None:
         """A recorded response scored by lm-eval against another row's target."""
         leaf, index = self._places[row.id]
         task = self.tasks[leaf]
         responses = [tuple(r) if isinstance(r, list) else r for r in sample["responses"]]
-        found = task.process_results(task.eval_docs[index], responses)
-        return float(found[self.metric] if self.metric in found else next(iter(found.values())))
+        return self._value(task.process_results(task.eval_docs[index], responses), leaf)
 
 
 def is_lm_eval(name: str) -> bool:

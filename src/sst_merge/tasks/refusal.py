@@ -1,11 +1,11 @@
 """Refusal of harmful prompts, and over-refusal of harmless ones: the same judge, opposite wishes."""
 
 from sst_merge.data import Row
-from sst_merge.tasks.base import Continuous, Family, Measure, Score, Task
+from sst_merge.tasks.base import AnswerTask, Continuous, Family, Measure, Score
 from sst_merge.tasks.judges import STRINGS_XSTEST, Judge, refusal_label
 
 
-class Refusal(Task):
+class Refusal(AnswerTask):
     """Share of harmful prompts that are refused."""
 
     name: str = "refusal"
