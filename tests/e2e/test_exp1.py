@@ -197,6 +197,9 @@ def test_every_seed_draws_other_rows_into_another_file(tmp_path: Path, sst: Call
     first, second = json.loads(ended.out)
     assert (first["seed"], second["seed"], first["merge_method_applied"]) == (1, 2, "task_arithmetic")
     assert first["comparisons"] == {}
+    assert not [what for what in first["data"]["samples"] if "(train)" in what]  # adapters were given
+    assert first["data"]["samples"]["subjects of MMLU"] == {"asked": 2, "used": 2}
+    assert "mmlu_anatomy has 16 questions, 100 were asked for; all are used" in first["notes"]
     assert first["data"]["sha256"]["evaluation.refusal"] != second["data"]["sha256"]["evaluation.refusal"]
     written = sorted(file.name for file in (planned.results / "exp1_safety_utility").iterdir())
     assert (len(written), written[0]) == (3, "comparison.md")

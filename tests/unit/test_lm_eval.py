@@ -109,6 +109,23 @@ def test_a_copy_without_test_questions_is_asked_its_validation_questions(tmp_pat
     task = LmEval("lm_eval:mmlu_anatomy", copy=made)
     assert len(task.rows(seed=0, samples=None)) == 6
     assert len(task.training_rows()) == 4
+    assert task.title == "mmlu_anatomy (0-shot, validation questions)"
+
+
+def test_fewer_questions_than_asked_for_are_told(copy: Path) -> None:
+    task = LmEval("lm_eval:mmlu_anatomy", copy=copy)
+    assert len(task.rows(seed=0, samples=100)) == 16
+    assert task.notes == ["mmlu_anatomy has 16 questions, 100 were asked for; all are used"]
+    assert len(task.rows(seed=0, samples=10)) == 10
+    assert task.notes == []
+
+
+def test_a_metric_that_lm_eval_did_not_give_is_no_other_metric(copy: Path) -> None:
+    task = LmEval("lm_eval:mmlu_anatomy", copy=copy)
+    rows = task.rows(seed=0, samples=2)
+    task.metric = "acc_norm"
+    with pytest.raises(ConfigError, match=r"gives no number called acc_norm for each sample \(got None\)"):
+        task.evaluate(task.harness_model(tiny_base("llama"), 2), rows)
 
 
 def test_which_questions_are_drawn_depends_on_the_seed_alone(mmlu: LmEval) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sst_merge.config import RunConfig
+from sst_merge.experiments.files import SCHEMA
 
-SCHEMA = "sst-merge/exp1/1"
-MANIFEST_FIELDS = (
+PROVENANCE = (
     "created",
     "command",
     "versions",
@@ -81,7 +81,7 @@ def result_of(
         "data": {**data, "sha256": manifest["inputs"]["data"]},
         "notes": provenance["notes"],
         "run": str(config.output),
-        **{key: provenance[key] for key in MANIFEST_FIELDS},
+        **{key: provenance[key] for key in PROVENANCE},
     }
 
 

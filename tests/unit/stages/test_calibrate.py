@@ -98,6 +98,10 @@ def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs:
         key(joint, point="midpoint"),
     ]
     assert len(set(keys)) == len(keys)
+    changes = {"method": {"name": "sst"}, "seed": 0, "comparisons": None, "evaluation": None, "chat_template": "plain"}
+    plain = statistics_folder(plan(run_config(inputs, tmp_path, calibration=settings(inputs), **changes), root=Path()))
+    assert plain is not None
+    assert plain.name not in keys  # the same rows in other words
     assert key({"fisher": "diagonal"}) == key(store=str(tmp_path)) == keys[0]
     assert key(between) == key(joint)  # the same gradients: only the midpoint depends on the patch
 
