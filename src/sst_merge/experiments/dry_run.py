@@ -16,7 +16,7 @@ from sst_merge.models import KNOWN_MODELS, Architecture, architecture, hub_answe
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import is_lm_eval
 
-# Tokens of a typical sample under a chat template: measured on the data sets themselves, rounded up.
+# Tokens of a typical sample under a chat template: assumed.
 PROMPT_TOKENS, ANSWER_TOKENS, QUESTION_TOKENS, OPENING_TOKENS, LEARNT_TOKENS = 50, 16, 160, 12, 160
 MMLU_QUESTIONS = 14_042  # in the test split
 EFFICIENCY = 0.5  # of the matrix product measured here, for a whole forward pass: an assumption, not a measurement
@@ -24,7 +24,7 @@ EFFICIENCY = 0.5  # of the matrix product measured here, for a whole forward pas
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine does, measured in half a second."""
+    """What this machine does, as it is now."""
 
     flops: float
     """Multiplications and additions per second in a matrix product of the model's precision."""
@@ -44,7 +44,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All that can be said of an experiment beforehand; times within a factor of three."""
+    """All that can be said of an experiment beforehand; times are rough."""
 
     model: str
     phases: tuple[Phase, ...]
@@ -66,7 +66,7 @@ class Forecast:
 
 
 def measure_speed() -> Speed:
-    """Time a matrix product and a copy on the device that would be used."""
+    """Time a matrix product and a copy on the device that would be used; other work on the machine shows in it."""
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if is_gpu else "cpu")
     size, dtype = (8192, torch.bfloat16) if is_gpu else (1024, torch.float32)
@@ -212,7 +212,7 @@ def told(found: Forecast) -> str:
     for phase in found.phases:
         lines.append(f"  {phase.name:<10} {phase.what:<62} about {_duration(phase.seconds)}")
     lines.append(
-        f"  in all about {_duration(found.seconds)} (within a factor of three), "
+        f"  in all about {_duration(found.seconds)} (a rough estimate), "
         f"{found.memory_gb:.1f} GB of memory, {found.disk_gb:.1f} GB of disk"
     )
     lines += [f"  missing: {entry}" for entry in found.missing] or ["  nothing is missing"]
