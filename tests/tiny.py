@@ -28,7 +28,8 @@ from transformers import (
 from sst_merge.adapter import Update, Updates
 from sst_merge.models import Base, Encoded, applied, encode, prepare_base
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
-from sst_merge.statistics.sample_gradients import PatchBasis, patch_bases
+from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.stored import PatchBasis
 
 Family = Literal["llama", "mistral", "qwen2"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2")
@@ -261,10 +262,10 @@ def gradients_from_rows(
         save_file(part, folder / f"batch-{number:04d}.safetensors")
     return SampleGradients(
         folder,
-        batches,
         safety_samples,
         tuple(weights or [1.0] * samples),
         {name: basis.side for name, basis in bases.items()},
+        batches,
     )
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sst_merge.models import Base, Encoded, applied, collate
 from sst_merge.statistics import SampleGradients
-from sst_merge.statistics.sample_gradients import PatchBasis, batch_gradients, chosen_draws, patch_bases
+from sst_merge.statistics.sample_gradients import batch_gradients, chosen_draws, patch_bases
+from sst_merge.statistics.stored import PatchBasis
 from tiny import FAMILIES, Family, encoded_conversations, random_adapter, tiny_base
 
 # Two ways of summing the same float64 terms; gradients are of order 1 to 100.

@@ -14,7 +14,8 @@ from sst_merge.kronecker import KroneckerFisher, kronecker_eigendirections, stee
 from sst_merge.methods.keep import Keep
 from sst_merge.models import Base, Encoded, applied
 from sst_merge.statistics import KroneckerFactors, SampleGradients
-from sst_merge.statistics.sample_gradients import PatchBasis, patch_bases
+from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.stored import PatchBasis
 from tiny import FAMILIES, Family, encoded_conversations, random_adapter, tiny_base
 
 ROWS, COLUMNS = 7, 4

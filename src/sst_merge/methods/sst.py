@@ -24,7 +24,8 @@ from sst_merge.linalg import (
 )
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
 from sst_merge.methods.keep import Keep
-from sst_merge.statistics.sample_gradients import PatchBasis, patch_bases
+from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.stored import PatchBasis
 
 STATISTIC_OF = {"exact": "sample_gradients", "diagonal": "sample_gradients", "kfac": "kronecker_factors"}
 TINY = torch.finfo(torch.float64).tiny

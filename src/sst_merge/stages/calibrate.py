@@ -20,7 +20,8 @@ from sst_merge.progress import Reporter
 from sst_merge.run_folder import canonical_sha256, require_free_space, versions
 from sst_merge.stages.plan import Plan, describe, requests, rows_sha256
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
-from sst_merge.statistics.sample_gradients import ALONE, patch_bases
+from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.stored import ALONE
 
 TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 

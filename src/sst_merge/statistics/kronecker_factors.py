@@ -26,16 +26,14 @@ from torch import Tensor
 
 from sst_merge.errors import NumericalError
 from sst_merge.kronecker import KroneckerFisher
-from sst_merge.linalg import Side
 from sst_merge.models import Base, Encoded, answer_log_likelihood, collate, length_sorted
 from sst_merge.processes import Processes
-from sst_merge.statistics.sample_gradients import (
+from sst_merge.statistics.sample_gradients import capture_tokens, chosen_draws
+from sst_merge.statistics.stored import (
     ALONE,
-    BASIS_FILE,
     INDEX_FILE,
     PatchBasis,
-    capture_tokens,
-    chosen_draws,
+    Stored,
     fixed_bases,
     save_tensors,
     write_index,
@@ -95,15 +93,8 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class KroneckerFactors:
+class KroneckerFactors(Stored):
     """Kronecker factors on disk: one file of sums, and the coordinates they are in."""
-
-    folder: Path
-    safety_samples: int
-    """Samples 0 .. safety_samples - 1 are the safety data, the others the utility data."""
-    weights: tuple[float, ...]
-    """Weight of each sample."""
-    sides: dict[str, Side]
 
     @staticmethod
     def measure(
@@ -165,20 +156,10 @@ class KroneckerFactors:
         return KroneckerFactors.load(folder)
 
     @staticmethod
-    def is_complete(folder: Path) -> bool:
-        """Whether a measurement in this folder came to its end."""
-        return (folder / INDEX_FILE).is_file()
-
-    @staticmethod
     def load(folder: Path) -> "KroneckerFactors":
         """Open finished statistics."""
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         return KroneckerFactors(folder, index["safety_samples"], tuple(index["weights"]), index["sides"])
-
-    def basis(self, name: str) -> PatchBasis:
-        """Coordinates of one module."""
-        with safe_open(self.folder / BASIS_FILE, framework="pt") as file:
-            return PatchBasis(self.sides[name], file.get_tensor(name))
 
     def fishers(self, name: str) -> tuple[KroneckerFisher, KroneckerFisher]:
         """The safety and the utility Fisher of one module, not damped."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Float64
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sst_merge.adapter import Updates
@@ -23,19 +22,15 @@ from sst_merge.errors import NumericalError
 from sst_merge.linalg import Side, joint_basis, patch_basis
 from sst_merge.models import Base, Batch, Encoded, answer_log_likelihood, collate, length_sorted
 from sst_merge.processes import Processes
-from sst_merge.wheels import replace_file
-
-BASIS_FILE = "basis.safetensors"
-INDEX_FILE = "index.json"
-ALONE = Processes()
-
-
-@dataclass(frozen=True)
-class PatchBasis:
-    """Orthonormal coordinates of one module's patch; see :func:`sst_merge.linalg.patch_basis`."""
-
-    side: Side
-    q: Float[Tensor, "rank dim"]
+from sst_merge.statistics.stored import (
+    ALONE,
+    INDEX_FILE,
+    PatchBasis,
+    Stored,
+    fixed_bases,
+    save_tensors,
+    write_index,
+)
 
 
 def choose_side(shape: tuple[int, int]) -> Side:
@@ -163,21 +158,15 @@ def chosen_draws(
 
 
 @dataclass(frozen=True)
-class SampleGradients:
+class SampleGradients(Stored):
     """Per-sample gradients on disk: one file per batch, and the coordinates they are in.
 
     ``index.json`` says for every batch file which samples it holds (positions in the list of samples), so that a
     killed calibration goes on where it stopped.
     """
 
-    folder: Path
     batches: tuple[tuple[int, ...], ...]
     """Sample positions in each batch file."""
-    safety_samples: int
-    """Samples 0 .. safety_samples - 1 are the safety data, the others the utility data."""
-    weights: tuple[float, ...]
-    """Weight of each sample."""
-    sides: dict[str, Side]
 
     @staticmethod
     def measure(
@@ -236,26 +225,16 @@ class SampleGradients:
         return SampleGradients.load(folder)
 
     @staticmethod
-    def is_complete(folder: Path) -> bool:
-        """Whether a measurement in this folder came to its end."""
-        return (folder / INDEX_FILE).is_file()
-
-    @staticmethod
     def load(folder: Path) -> "SampleGradients":
         """Open finished statistics."""
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         return SampleGradients(
             folder,
-            tuple(tuple(batch) for batch in index["batches"]),
             index["safety_samples"],
             tuple(index["weights"]),
             index["sides"],
+            tuple(tuple(batch) for batch in index["batches"]),
         )
-
-    def basis(self, name: str) -> PatchBasis:
-        """Coordinates of one module."""
-        with safe_open(self.folder / BASIS_FILE, framework="pt") as file:
-            return PatchBasis(self.sides[name], file.get_tensor(name))
 
     def is_safety(self) -> Tensor:
         """Boolean per sample: whether it belongs to the safety data."""
@@ -278,29 +257,5 @@ class SampleGradients:
         return rows * (weights / totals).sqrt().float()[:, None]
 
 
-def fixed_bases(folder: Path, bases: Mapping[str, PatchBasis], processes: Processes = ALONE) -> dict[str, PatchBasis]:
-    """The coordinates that the batches in the folder are in: those of its first start, whatever a new SVD rounds to."""
-    if processes.is_first and not (folder / BASIS_FILE).is_file():
-        save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
-    processes.barrier()
-    with safe_open(folder / BASIS_FILE, framework="pt") as file:
-        return {name: PatchBasis(basis.side, file.get_tensor(name)) for name, basis in bases.items()}
-
-
-def write_index(folder: Path, index: dict[str, object], processes: Processes = ALONE) -> None:
-    """Mark a measurement as complete, once every process has done its part."""
-    processes.barrier()
-    if processes.is_first:
-        replace_file(folder / INDEX_FILE, json.dumps(index) + "\n")
-    processes.barrier()
-
-
 def _batch_file(folder: Path, number: int) -> Path:
     return folder / f"batch-{number:04d}.safetensors"
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors atomically."""
-    temporary = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)

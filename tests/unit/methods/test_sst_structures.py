@@ -16,7 +16,8 @@ from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import ModuleResult, module_generator
 from sst_merge.methods.sst import Keep, Sst
 from sst_merge.statistics import Request, Statistics
-from sst_merge.statistics.sample_gradients import PatchBasis, patch_bases
+from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.stored import PatchBasis
 from tiny import random_gradients, random_statistics, random_update
 
 SHAPES = {"a": (8, 11), "b": (11, 7)}  # output side and input side
