@@ -22,7 +22,7 @@ from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.stages import report as report_stage
 from sst_merge.stages import run as run_stage
 from sst_merge.stages.plan import plan
-from sst_merge.statistics import sample_gradients
+from sst_merge.statistics import stored
 from tiny_run import artefacts, numbers, run_config, run_file, run_tiny
 
 
@@ -82,15 +82,15 @@ def test_a_run_that_is_killed_with_sigkill_ends_with_the_same_bytes(
             "statistics": """
 import os, signal, sys
 from sst_merge import cli
-from sst_merge.statistics import sample_gradients
-real, calls = sample_gradients.save_file, []
+from sst_merge.statistics import stored
+real, calls = stored.save_file, []
 def save_file(tensors, path):
     calls.append(path)
     real(tensors, path)
     if len(calls) == 3:  # the coordinates and one batch are whole
         os.truncate(path, 100)
         os.kill(os.getpid(), signal.SIGKILL)
-sample_gradients.save_file = save_file
+stored.save_file = save_file
 cli.main()
 """,
             "scores": """
@@ -234,8 +234,8 @@ def test_a_full_disk_is_told_in_one_message_and_the_run_goes_on_afterwards(
         {
             "manifest": lambda: disk.at_file(run_folder, "manifest.json"),
             "plan": lambda: disk.at_file(run_folder, "plan.json"),
-            "statistics": lambda: disk.at_tensors(sample_gradients, after=2),
-            "index": lambda: disk.at_file(sample_gradients, "index.json"),
+            "statistics": lambda: disk.at_tensors(stored, after=2),
+            "index": lambda: disk.at_file(stored, "index.json"),
             "adapter": lambda: disk.at_tensors(adapter_io, after=0),
             "diagnostics": lambda: disk.at_file(run_folder, "diagnostics.json"),
             "samples": lambda: disk.at_samples(output, after=4),
