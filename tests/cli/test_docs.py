@@ -16,7 +16,7 @@ from sst_merge import adapter_io, errors, safety_tax
 from sst_merge.cli import app
 from sst_merge.config import RunConfig, TrainConfig, load_config, validate
 from sst_merge.methods import METHODS
-from sst_merge.rendering import FLAG_NOTES
+from sst_merge.rendering.page import FLAG_NOTES
 from sst_merge.run_folder import RunFolder
 from sst_merge.tasks import TASKS
 

@@ -17,7 +17,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from sst_merge.errors import RunFolderError
-from sst_merge.rendering import FLAG_NOTES, place_labels, render_html, render_markdown
+from sst_merge.rendering import render_html, render_markdown
+from sst_merge.rendering.figures import place_labels
+from sst_merge.rendering.page import FLAG_NOTES
 
 Z = 1.959964
 ARMS = ["base", "utility", "safety", "merged", "task_arithmetic"]

@@ -77,12 +77,13 @@ def capture_tokens(
         q = basis.q.to(device=base.device, dtype=precision)
 
         def on_forward(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach().to(precision)  # (batch, seq, d_in)
-            projected = x @ q.T if basis.side == "output" else x
+            x = inputs[0].detach()  # (batch, seq, d_in)
+            # What is kept until the backward pass: few columns, or the input itself, which modules side by side share.
+            kept = x.to(precision) @ q.T if basis.side == "output" else x
 
             def on_backward(g: Tensor) -> None:
                 g = g.to(precision)  # (batch, seq, d_out)
-                on_tokens(name, g if basis.side == "output" else g @ q.T, projected)
+                on_tokens(name, g if basis.side == "output" else g @ q.T, kept.to(precision))
 
             output.register_hook(on_backward)
 
