@@ -343,7 +343,7 @@ def cell_lines(cell: Cell, output: Path) -> Iterator[str]:
     validation, test = recorded(folder / "validation.jsonl"), recorded(folder / "test.jsonl")
     likelihood = recorded(folder / "test_likelihood.jsonl")
     n = cell.size.test
-    yield f"\n## {cell.name}\n\nTest rows, by generated text (n = {n} per column; 95 % Wilson intervals, per cent):\n\n"
+    yield f"\n## {cell.name}\n\nTest rows, by generated text (n = {n} per column; 95 % intervals, per cent):\n\n"
     yield "| model | setting | refuses harmful | refuses everyday | task right |\n|---|---|---|---|---|\n"
     for arm in ("base", "utility", "safety"):
         yield f"| {arm} | | {_rates(test[arm])} |\n"
