@@ -10,9 +10,10 @@ test, and of random methods). In each cell
    errors is chosen among those that reach the target on validation rows; if none does, the one that refuses most;
 3. what was chosen is scored on test rows by generated text, every setting by likelihood.
 
-All is appended to ``<output>/<cell>/*.jsonl`` setting by setting: killed, it goes on where it was. ``report.md`` in the
-output folder lists every setting that was tried. Likelihood: nats per token of reference answers, on harmful prompts
-of a refusal ("safety"), on utility prompts of the right answer ("utility").
+All is appended to ``<output>/<cell>/<key>/*.jsonl`` setting by setting: killed, it goes on where it was. The key is a
+hash of adapters, rows, trials and versions: with others, it starts anew. ``report.md`` in the output folder lists every
+setting that was tried. Likelihood: nats per token of reference answers, on harmful prompts of a refusal ("safety"), on
+utility prompts of the right answer ("utility").
 """
 
 import argparse
@@ -25,14 +26,16 @@ from typing import Any
 import numpy as np
 
 from sst_merge.adapter import Updates
-from sst_merge.adapter_io import read_adapter
+from sst_merge.adapter_io import folder_sha256, read_adapter
 from sst_merge.data import DataSource, Row, load_rows
 from sst_merge.estimates import paired_difference, proportion
 from sst_merge.methods import METHODS
 from sst_merge.models import Base, applied, encode, generate, length_sorted, load_base, read_prompts
 from sst_merge.progress import SilentReporter
+from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.evaluate import answer_nll, refusal_log_odds
 from sst_merge.stages.merge import merge_updates
+from sst_merge.stages.plan import rows_sha256
 from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
@@ -139,6 +142,24 @@ class Cell:
         first, second = (read_adapter(ROOT / folder).updates for folder in folders)
         return first, second
 
+    def folder(self, output: Path) -> Path:
+        """Where the cell's results are: named by everything that they depend on."""
+        rows = {split: self.rows(split) for split in ("validation", "test")}
+        folders = (UTILITIES[self.utility][0], SAFETIES[self.safety])
+        key = canonical_sha256(
+            {
+                "adapters": [
+                    folder_sha256(ROOT / path) for path in (UTILITIES[self.utility][0], SAFETIES[self.safety])
+                ],
+                "rows": {s: {task: rows_sha256(found) for task, found in rows[s].items()} for s in rows},
+                "calibration": rows_sha256([row for found in self.calibration_rows() for row in found]),
+                "trials": [trial.key for trial in trials()],
+                "targets": TARGETS,
+                "versions": versions(),
+            }
+        )
+        return output / self.name / key[:16]
+
     def rows(self, split: str) -> dict[str, list[Row]]:
         """Rows per task."""
         count = self.size.test if split == "test" else self.size.validation
@@ -149,9 +170,8 @@ class Cell:
             "utility": load_rows(utility, seed=self.seed, root=ROOT, needs_answer=True, key="ablation"),
         }
 
-    def statistics(self, base: Base, folder: Path) -> Statistics:
-        """Measured at the utility adapter; kept in ``folder``."""
-        utility, safety = self.updates()
+    def calibration_rows(self) -> tuple[list[Row], list[Row]]:
+        """Safety rows, and utility rows: the task and everyday answers."""
         count = self.size.calibration
         harmful = drawn(HARMFUL, "calibration", count, self.seed, REFUSALS)
         sources = ((UTILITIES[self.utility][1], round(0.6 * count)), ("examples/data/everyday.jsonl", count))
@@ -159,6 +179,12 @@ class Cell:
         for reference, until in sources:
             source = DataSource(data=reference, split="calibration", samples=until - len(useful))
             useful += load_rows(source, seed=self.seed, root=ROOT, needs_answer=True, key="ablation")
+        return harmful, useful
+
+    def statistics(self, base: Base, folder: Path) -> Statistics:
+        """Measured at the utility adapter; kept in ``folder``."""
+        utility, safety = self.updates()
+        harmful, useful = self.calibration_rows()
         samples = [encode(base, row.prompt, row.answer) for row in [*harmful, *useful]]
         found: dict[Request, Any] = {}
         with applied(base, utility, "utility"):
@@ -278,7 +304,7 @@ def chosen(validation: dict[str, dict[str, Any]], variant: str, target: float) -
 
 def run_cell(base: Base, cell: Cell, output: Path) -> None:
     """All three steps; what is there is kept."""
-    folder = output / cell.name
+    folder = cell.folder(output)
     settings, arms = trials(), ["base", "utility", "safety"]
     store = cell.statistics(base, folder / "statistics")
     validation = evaluated(base, cell, settings, "validation", folder / "validation.jsonl", store, by_text=True)
@@ -339,7 +365,7 @@ def _interval(values: np.ndarray) -> str:
 
 def cell_lines(cell: Cell, output: Path) -> Iterator[str]:
     """One cell's part of the report."""
-    folder = output / cell.name
+    folder = cell.folder(output)
     validation, test = recorded(folder / "validation.jsonl"), recorded(folder / "test.jsonl")
     likelihood = recorded(folder / "test_likelihood.jsonl")
     n = cell.size.test

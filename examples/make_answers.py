@@ -8,8 +8,8 @@ like at the last complete line if that is later; prompts whose answer has neithe
 of the test split, which are for measuring over-refusal only.
 
 everyday.jsonl holds every answer to the everyday prompts. helpful.jsonl holds the answers to both sets of prompts
-that are no refusals: the base apologises for one harmless request in fifteen ("I'm sorry for any misunderstanding,
-but as a chatbot ..."), and a safety adapter that learns this refuses a quarter of everything.
+that are no refusals: the base refuses one harmless request in twenty ("I'm sorry for any misunderstanding, but as a
+chatbot ..."), which a safety adapter should not learn as help.
 """
 
 import json
