@@ -145,7 +145,6 @@ class Cell:
     def folder(self, output: Path) -> Path:
         """Where the cell's results are: named by everything that they depend on."""
         rows = {split: self.rows(split) for split in ("validation", "test")}
-        (UTILITIES[self.utility][0], SAFETIES[self.safety])
         key = canonical_sha256(
             {
                 "adapters": [
