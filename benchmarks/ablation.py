@@ -5,10 +5,11 @@
 A cell is a utility adapter, a safety adapter and a seed (of the rows that are drawn for calibration, validation and
 test, and of random methods). In each cell
 
-1. every setting of every method is merged and scored on validation rows, by generated text and by likelihood;
+1. every setting of every method is merged and scored, on validation rows by generated text and by likelihood, on test
+   rows by likelihood only;
 2. per method and target (80 % and 95 % of harmful prompts refused) the setting with the least over-refusal plus task
    errors is chosen among those that reach the target on validation rows; if none does, the one that refuses most;
-3. what was chosen is scored on test rows by generated text, every setting by likelihood.
+3. what was chosen is scored on test rows by generated text.
 
 All is appended to ``<output>/<cell>/<key>/*.jsonl`` setting by setting: killed, it goes on where it was. The key is a
 hash of adapters, rows, trials and versions: with others, it starts anew. ``report.md`` in the output folder lists every
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter
@@ -36,7 +38,7 @@ from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.evaluate import answer_nll, refusal_log_odds
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import rows_sha256
-from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics import STATISTICS, Request, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
 
@@ -50,6 +52,7 @@ SAFETIES = {"balanced": "examples/adapters/safety", "blunt": "examples/adapters/
 TARGETS = (0.80, 0.95)
 GAIN_SHARES = (0.5, 0.8)
 """Matched safety gains, as shares of the safety adapter's own gain in nats."""
+AREA_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BATCH = 64
 
 DIALS = ((1.0, 1.0), (1.0, 1.5), (0.8, 1.25))
@@ -63,12 +66,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST kfac": ("sst", {"fisher": "kfac"}, PRICES),
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
+    "Fisher merging": (
+        "sst",
+        {"fisher": "diagonal", "span": "joint", "patch": "interpolate"},
+        tuple({"keep": {"soft": price}} for price in (0.03, 0.1, 0.3, 1, 3, 10)),
+    ),
     "task arithmetic": ("task_arithmetic", {}, ({},)),
     "TIES": ("ties", {}, DENSITIES),
     "DARE": ("dare", {}, DENSITIES),
 }
+"""Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
+S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 OURS = "SST exact, module"
-BASELINES = ("task arithmetic", "TIES", "DARE")
+BASELINES = ("Fisher merging", "task arithmetic", "TIES", "DARE")
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def trials() -> list[Setting]:
     """Every setting of every method; the same number for each."""
     found = []
     for variant, (_, fixed, own) in VARIANTS.items():
-        dials = DIALS if len(own) > 1 else MORE_DIALS
+        dials = {1: MORE_DIALS, 2: DIALS, 6: ((1.0, 1.0),)}[len(own)]
         found += [
             Setting(variant, {**fixed, **dial, "utility_weight": weight, "strength": strength})
             for dial in own
@@ -186,21 +196,26 @@ class Cell:
         harmful, useful = self.calibration_rows()
         samples = [encode(base, row.prompt, row.answer) for row in [*harmful, *useful]]
         found: dict[Request, Any] = {}
+        requests = {
+            request
+            for method, fixed, _ in VARIANTS.values()
+            for request in METHODS[method].model_validate(fixed).requests()
+        }
         with applied(base, utility, "utility"):
-            for name, kind in (("sample_gradients", SampleGradients), ("kronecker_factors", KroneckerFactors)):
-                where = folder / name
+            for request in sorted(requests, key=str):
+                kind, where = STATISTICS[request.statistic], folder / f"{request.statistic}_{request.span}"
                 if not kind.is_complete(where):
-                    print(f"{self.name}: measuring {name}", flush=True)
+                    print(f"{self.name}: measuring {where.name}", flush=True)
                     kind.measure(
                         base,
-                        patch_bases(safety),
+                        patch_bases(safety, utility if request.span == "joint" else None),
                         samples,
                         where,
                         safety_samples=len(harmful),
                         weights=[1.0] * len(samples),
                         batch_size=16,
                     )
-                found[Request(name)] = kind.load(where)
+                found[request] = kind.load(where)
         return Statistics(found)
 
 
@@ -245,37 +260,46 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
     return {line["key"]: line for line in map(json.loads, whole.splitlines())}
 
 
-def evaluated(
-    base: Base, cell: Cell, settings: Sequence[Setting | str], split: str, file: Path, store: Any, *, by_text: bool
-) -> dict[str, dict[str, Any]]:
-    """Score what is not in the file yet: settings of methods, or the arms "base", "utility", "safety"."""
-    done = recorded(file)
-    missing = [s for s in settings if (s if isinstance(s, str) else s.key) not in done]
-    if not missing:
-        return done
-    rows, (utility, safety) = cell.rows(split), cell.updates()
+@dataclass(frozen=True)
+class Pass:
+    """Rows to score, and where the scores go."""
+
+    split: str
+    file: Path
+    by_text: bool
+
+
+def evaluated(base: Base, cell: Cell, settings: Sequence[Setting | str], passes: Sequence[Pass], store: Any) -> None:
+    """Score what is not in the files yet: settings of methods, or the arms "base", "utility", "safety"."""
+    done = [recorded(each.file).keys() for each in passes]
+    missing = {
+        setting if isinstance(setting, str) else setting.key: setting
+        for setting in settings
+        if any((setting if isinstance(setting, str) else setting.key) not in keys for keys in done)
+    }
+    utility, safety = cell.updates()
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as output:
-        for number, setting in enumerate(missing):
-            if isinstance(setting, str):
-                updates, record = arms[setting], {"key": setting}
-            else:
-                method = METHODS[VARIANTS[setting.variant][0]].model_validate(setting.settings)
-                updates, diagnostics = merge_updates(
-                    method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
-                )
-                record = {"key": setting.key, "variant": setting.variant, "settings": setting.settings}
-                record |= {"energies": _energies(diagnostics)}
-            with applied(base, updates, record["key"]) as weights:
-                record |= {
-                    "weights_sha256": weights.weights_sha256,
-                    "scores": scores(base, cell, rows, by_text=by_text),
-                }
-            output.write(json.dumps(record) + "\n")
-            output.flush()
-            print(f"{cell.name} {split}: {number + 1} of {len(missing)}: {record['key']}", flush=True)
-    return recorded(file)
+    rows = {each.split: cell.rows(each.split) for each in passes}
+    for number, (key, setting) in enumerate(missing.items(), start=1):
+        record: dict[str, Any] = {"key": key}
+        if isinstance(setting, str):
+            updates = arms[setting]
+        else:
+            method = METHODS[VARIANTS[setting.variant][0]].model_validate(setting.settings)
+            updates, diagnostics = merge_updates(
+                method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
+            )
+            record |= {"variant": setting.variant, "settings": setting.settings, "energies": _energies(diagnostics)}
+        with applied(base, updates, key) as weights:
+            record["weights_sha256"] = weights.weights_sha256
+            for each, keys in zip(passes, done, strict=True):
+                if key not in keys:
+                    line = {**record, "scores": scores(base, cell, rows[each.split], by_text=each.by_text)}
+                    each.file.parent.mkdir(parents=True, exist_ok=True)
+                    with each.file.open("a", encoding="utf-8") as output:
+                        output.write(json.dumps(line) + "\n")
+        names = ", ".join(each.file.stem for each in passes)
+        print(f"{cell.name} {names}: {number} of {len(missing)}: {key}", flush=True)
 
 
 def _energies(diagnostics: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -306,11 +330,14 @@ def run_cell(base: Base, cell: Cell, output: Path) -> None:
     folder = cell.folder(output)
     settings, arms = trials(), ["base", "utility", "safety"]
     store = cell.statistics(base, folder / "statistics")
-    validation = evaluated(base, cell, settings, "validation", folder / "validation.jsonl", store, by_text=True)
-    keys = {chosen(validation, variant, target)[0]["key"] for variant in VARIANTS for target in TARGETS}
+    validation = Pass("validation", folder / "validation.jsonl", by_text=True)
+    likelihood = Pass("test", folder / "test_likelihood.jsonl", by_text=False)
+    evaluated(base, cell, arms, [likelihood], store)
+    evaluated(base, cell, settings, [validation, likelihood], store)
+    scored = recorded(validation.file)
+    keys = {chosen(scored, variant, target)[0]["key"] for variant in VARIANTS for target in TARGETS}
     texts: list[Setting | str] = [*arms, *(setting for setting in settings if setting.key in keys)]
-    evaluated(base, cell, texts, "test", folder / "test.jsonl", store, by_text=True)
-    evaluated(base, cell, [*arms, *settings], "test", folder / "test_likelihood.jsonl", store, by_text=False)
+    evaluated(base, cell, texts, [Pass("test", folder / "test.jsonl", by_text=True)], store)
 
 
 def loss_at(gains: np.ndarray, losses: np.ndarray, gain: np.ndarray) -> np.ndarray:
@@ -325,33 +352,93 @@ def loss_at(gains: np.ndarray, losses: np.ndarray, gain: np.ndarray) -> np.ndarr
     return np.where(np.isfinite(allowed), allowed, np.nan)
 
 
-def likelihood_lines(lines: dict[str, dict[str, Any]], draws: int = 2000) -> Iterator[str]:
-    """Utility loss at matched safety gain per method, in nats per token, bootstrapped over samples (paired)."""
-    rng = np.random.default_rng(0)
-    columns: dict[str, dict[str, np.ndarray]] = {}
-    indices: dict[str, np.ndarray] = {}
-    for task in ("refusal_nll", "utility_nll"):
-        size = len(lines["utility"]["scores"][task])
-        indices[task] = np.vstack([np.arange(size), rng.integers(size, size=(draws, size))])  # the first is the sample
-        columns[task] = {key: np.array(line["scores"][task]) for key, line in lines.items()}
+@dataclass(frozen=True)
+class Front:
+    """Safety gains and utility losses in nats per token; row 0 is the sample, the others are bootstrap draws.
 
-    def means(key: str, task: str) -> np.ndarray:
-        return columns[task][key][indices[task]].mean(axis=1)
+    Samples are drawn once for all models, so that everything computed within a draw is paired.
+    """
 
-    start, ceiling = means("utility", "refusal_nll"), means("safety", "refusal_nll")
-    yield (
-        "| method | " + " | ".join(f"utility loss at {share:.0%} of the safety gain" for share in GAIN_SHARES) + " |\n"
-    )
-    yield "|---|" + "---|" * len(GAIN_SHARES) + "\n"
+    gains: dict[str, np.ndarray]
+    """Per variant ``(draws, settings)``, over the utility adapter."""
+    losses: dict[str, np.ndarray]
+    ceiling: np.ndarray
+    """Gain of the safety adapter alone, ``(draws,)``."""
+
+    @staticmethod
+    def of(lines: dict[str, dict[str, Any]], draws: int = 2000) -> "Front":
+        """From the likelihoods of every setting on test rows."""
+        rng = np.random.default_rng(0)
+        means: dict[str, dict[str, np.ndarray]] = {}
+        for task in ("refusal_nll", "utility_nll"):
+            size = len(lines["utility"]["scores"][task])
+            drawn_rows = np.vstack([np.arange(size), rng.integers(size, size=(draws, size))])
+            means[task] = {key: np.array(line["scores"][task])[drawn_rows].mean(axis=1) for key, line in lines.items()}
+        start, base_loss = means["refusal_nll"]["utility"], means["utility_nll"]["utility"]
+        own = {v: [key for key, line in lines.items() if line.get("variant") == v] for v in VARIANTS}
+        return Front(
+            {v: np.stack([start - means["refusal_nll"][key] for key in keys], axis=1) for v, keys in own.items()},
+            {v: np.stack([means["utility_nll"][key] - base_loss for key in keys], axis=1) for v, keys in own.items()},
+            start - means["refusal_nll"]["safety"],
+        )
+
+    def loss(self, variant: str, share: float) -> np.ndarray:
+        """Least utility loss at a share of the ceiling."""
+        return loss_at(self.gains[variant], self.losses[variant], share * self.ceiling)
+
+    def area(self, variant: str) -> np.ndarray:
+        """Mean of :meth:`loss` over shares of the ceiling from the first to the last of ``AREA_SHARES``."""
+        return np.mean([self.loss(variant, share) for share in AREA_SHARES], axis=0)
+
+    def best_baseline(self, share: float) -> np.ndarray:
+        """Least loss over all baselines; NaN where none reaches the share."""
+        found = np.stack([self.loss(variant, share) for variant in BASELINES])
+        least = np.where(np.isnan(found), np.inf, found).min(axis=0)
+        return np.where(np.isfinite(least), least, np.nan)
+
+
+def likelihood_lines(lines: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Per method the utility loss at matched safety gain and the area under the front; ours and the best baseline."""
+    front = Front.of(lines)
+    span = f"{AREA_SHARES[0]:.0%} to {AREA_SHARES[-1]:.0%}"
+    heads = [f"utility loss at {share:.0%} of the safety gain" for share in GAIN_SHARES]
+    yield "| method | " + " | ".join([*heads, f"mean loss over {span} (area under the front)"]) + " |\n"
+    yield "|---|" + "---|" * (len(heads) + 1) + "\n"
     for variant in VARIANTS:
-        own = [key for key, line in lines.items() if line.get("variant") == variant]
-        gains = start[:, None] - np.stack([means(key, "refusal_nll") for key in own], axis=1)
-        losses = np.stack([means(key, "utility_nll") for key in own], axis=1) - means("utility", "utility_nll")[:, None]
-        cells = []
-        for share in GAIN_SHARES:
-            found = loss_at(gains, losses, share * (start - ceiling))
-            cells.append("not reached" if np.isnan(found[0]) else _interval(found))
+        found = [*(front.loss(variant, share) for share in GAIN_SHARES), front.area(variant)]
+        cells = ["not reached" if np.isnan(values[0]) else _interval(values) for values in found]
         yield f"| {variant} | " + " | ".join(cells) + " |\n"
+    for share in GAIN_SHARES:
+        ours, best = front.loss(OURS, share), front.best_baseline(share)
+        difference = ours - best
+        told = "not reached by both" if np.isnan(difference[0]) else _interval(difference)
+        ratio = (
+            f"{ours[0] / best[0]:.2f}"
+            if best[0] > 0 and not np.isnan(ours[0])
+            else "undefined, the baseline has no loss"
+        )
+        yield f"\n{OURS} minus the best baseline at {share:.0%} of the gain: {told} nats; ratio {ratio}.\n"
+    predicted, measured = predictions(lines)
+    found = spearmanr(predicted, measured)
+    yield (
+        f"\nPredicted (half of strength squared times the utility energy kept) against measured utility loss, "
+        f"{len(predicted)} SST trials with utility weight 1: rank correlation {found.statistic:.2f}; median predicted "
+        f"{np.median(predicted):.2g} nats a sample, median measured {np.median(measured):+.2g} nats a token.\n"
+    )
+
+
+def predictions(lines: dict[str, dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """The second-order prediction of each trial whose utility update is untouched, and its measured loss."""
+    start = rate(lines["utility"], "utility_nll")
+    trusted = [
+        line
+        for line in lines.values()
+        if "utility_energy_kept" in line.get("energies", {})
+        and line["settings"]["utility_weight"] == 1
+        and line["settings"].get("patch") != "interpolate"
+    ]
+    predicted = [0.5 * line["settings"]["strength"] ** 2 * line["energies"]["utility_energy_kept"] for line in trusted]
+    return predicted, [rate(line, "utility_nll") - start for line in trusted]
 
 
 def _interval(values: np.ndarray) -> str:

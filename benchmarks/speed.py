@@ -9,7 +9,8 @@ a repeat, and the median and the range over the repeats are printed. Variants:
 - ``lora``: the same of a PEFT model with trainable LoRA weights and frozen others, as one would train;
 - ``sample_gradients``: what the ``exact`` and the ``diagonal`` Fisher need;
 - ``kronecker_factors``: what ``kfac`` needs;
-- ``loop``: ``lora`` with one sample a batch, the obvious way to per-sample gradients (once, it is slow).
+- ``loop``: ``lora`` with one sample a batch, the obvious way to per-sample gradients; those of one LoRA factor are
+  written to disk, as many numbers as ``sample_gradients`` writes (once, it is slow).
 
 Then one merge with twice 256 samples (``--merge-samples``), timed after its calibration.
 """
@@ -35,6 +36,7 @@ from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.stored import save_tensors
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = "examples/data/refusals.txt"
@@ -61,13 +63,30 @@ def samples(base: Base, count: int) -> tuple[list[Encoded], list[Encoded]]:
 def backward(base: Base, model: torch.nn.Module, batches: list[list[Encoded]]) -> None:
     """Loss of the answers' tokens and its gradient on the model's trainable weights, batch by batch."""
     for batch in batches:
-        ready = collate(base, batch)
-        labels = ready.ids.clone()
-        labels[~ready.answer_mask] = -100
-        model(
-            input_ids=ready.ids, attention_mask=ready.mask, position_ids=ready.positions, labels=labels
-        ).loss.backward()
+        loss_backward(base, model, batch)
         model.zero_grad()
+
+
+def loss_backward(base: Base, model: torch.nn.Module, batch: list[Encoded]) -> None:
+    """What one would write by hand for one batch."""
+    ready = collate(base, batch)
+    labels = ready.ids.clone()
+    labels[~ready.answer_mask] = -100
+    model(input_ids=ready.ids, attention_mask=ready.mask, position_ids=ready.positions, labels=labels).loss.backward()
+
+
+def loop(base: Base, model: torch.nn.Module, chosen: list[Encoded], batch_size: int, folder: Path) -> None:
+    """Every sample's gradient by a backward pass of its own, written in files of ``batch_size`` samples."""
+    parameters = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    for start in range(0, len(chosen), batch_size):
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in parameters}
+        for sample in chosen[start : start + batch_size]:
+            loss_backward(base, model, [sample])
+            for name, parameter in parameters.items():
+                assert parameter.grad is not None
+                rows[name].append(parameter.grad.detach().cpu().clone())
+            model.zero_grad()
+        save_tensors(folder / f"{start}.safetensors", {name: torch.stack(found) for name, found in rows.items()})
 
 
 def measured(base: Base, kind: type, chosen: list[Encoded], safety: int, batch_size: int, folder: Path) -> None:
@@ -132,7 +151,8 @@ def speed(count: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
             name, work = variants[(turn + repeat) % len(variants)]
             times[name].append(seconds(work))
         if repeat == 0:
-            times["loop"].append(seconds(lambda: backward(base, lora, [[sample] for sample in chosen])))
+            with tempfile.TemporaryDirectory() as folder:
+                times["loop"].append(seconds(lambda: loop(base, lora, chosen, batch_size, Path(folder))))
         print(
             f"repeat {repeat + 1}: " + ", ".join(f"{name} {t[-1]:.1f} s" for name, t in times.items() if t), flush=True
         )

@@ -407,6 +407,8 @@ class Applied:
 def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
     """The base with ``W + b @ a`` in place of ``W``, in float32 and cast once; the old weights come back on exit.
 
+    Meanwhile the old weights of the changed modules wait in host memory, so that a GPU holds the model once.
+
     Args:
         base: Its weights change while the context is open.
         updates: Added to the weights; empty for the base itself.
@@ -416,7 +418,7 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
         ModelError: If a module is missing or has another shape.
     """
     check_modules(base, updates, where)
-    kept = {name: base.modules[name].weight.detach().clone() for name in updates}
+    kept = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in updates}
     squared, unchanged = 0.0, []
     try:
         with torch.no_grad():
@@ -425,7 +427,7 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
                 compact = update.without_zero_components()
                 if compact.rank:
                     weight.copy_(_at_least_float32(weight) + compact.dense().to(weight.device))
-                change = _at_least_float32(weight) - _at_least_float32(kept[name])
+                change = _at_least_float32(weight) - _at_least_float32(kept[name].to(weight.device))
                 squared += float(change.double().square().sum())
                 if not bool(change.any()):
                     unchanged.append(name)
