@@ -35,6 +35,7 @@ from sst_merge.methods import METHODS
 from sst_merge.models import Base, applied, encode, generate, length_sorted, load_base, read_prompts
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
+from sst_merge.stages.calibrate import encode_rows
 from sst_merge.stages.evaluate import answer_nll, refusal_log_odds
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import rows_sha256
@@ -62,6 +63,7 @@ PRICES = ({"keep": {"soft": 10}}, {"keep": {"soft": 100}})
 DENSITIES = ({"density": 0.5}, {"density": 0.8})
 VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST exact, module": ("sst", {"fisher": "exact"}, PRICES),
+    "SST exact, first tokens": ("sst", {"fisher": "exact"}, PRICES),
     "SST exact, global": ("sst", {"fisher": "exact", "scope": "global"}, PRICES),
     "SST kfac": ("sst", {"fisher": "kfac"}, PRICES),
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
@@ -77,6 +79,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
+FIRST_TOKENS = {"SST exact, first tokens": 8}
+"""Variants whose Fisher matrices are taken on so many tokens of each answer."""
+Stores = dict[int | None, Statistics]
 OURS = "SST exact, module"
 BASELINES = ("Fisher merging", "task arithmetic", "TIES", "DARE")
 
@@ -163,6 +168,7 @@ class Cell:
                 "rows": {s: {task: rows_sha256(found) for task, found in rows[s].items()} for s in rows},
                 "calibration": rows_sha256([row for found in self.calibration_rows() for row in found]),
                 "trials": [trial.key for trial in trials()],
+                "first_tokens": FIRST_TOKENS,
                 "targets": TARGETS,
                 "versions": versions(),
             }
@@ -190,33 +196,30 @@ class Cell:
             useful += load_rows(source, seed=self.seed, root=ROOT, needs_answer=True, key="ablation")
         return harmful, useful
 
-    def statistics(self, base: Base, folder: Path) -> Statistics:
-        """Measured at the utility adapter; kept in ``folder``."""
+    def statistics(self, base: Base, folder: Path) -> Stores:
+        """Measured at the utility adapter, by how many tokens of each answer count; kept in ``folder``."""
         utility, safety = self.updates()
         harmful, useful = self.calibration_rows()
-        samples = [encode(base, row.prompt, row.answer) for row in [*harmful, *useful]]
-        found: dict[Request, Any] = {}
-        requests = {
-            request
-            for method, fixed, _ in VARIANTS.values()
-            for request in METHODS[method].model_validate(fixed).requests()
-        }
+        found: dict[int | None, dict[Request, Any]] = {}
         with applied(base, utility, "utility"):
-            for request in sorted(requests, key=str):
-                kind, where = STATISTICS[request.statistic], folder / f"{request.statistic}_{request.span}"
-                if not kind.is_complete(where):
-                    print(f"{self.name}: measuring {where.name}", flush=True)
-                    kind.measure(
-                        base,
-                        patch_bases(safety, utility if request.span == "joint" else None),
-                        samples,
-                        where,
-                        safety_samples=len(harmful),
-                        weights=[1.0] * len(samples),
-                        batch_size=16,
-                    )
-                found[request] = kind.load(where)
-        return Statistics(found)
+            for variant, (method, fixed, _) in VARIANTS.items():
+                first = FIRST_TOKENS.get(variant)
+                for request in METHODS[method].model_validate(fixed).requests():
+                    kind = STATISTICS[request.statistic]
+                    where = folder / f"{request.statistic}_{request.span}_{first or 'all'}"
+                    if not kind.is_complete(where):
+                        print(f"{self.name}: measuring {where.name}", flush=True)
+                        kind.measure(
+                            base,
+                            patch_bases(safety, utility if request.span == "joint" else None),
+                            encode_rows(base, [*harmful, *useful], first),
+                            where,
+                            safety_samples=len(harmful),
+                            weights=[1.0] * (len(harmful) + len(useful)),
+                            batch_size=16,
+                        )
+                    found.setdefault(first, {})[request] = kind.load(where)
+        return {first: Statistics(each) for first, each in found.items()}
 
 
 def scores(base: Base, cell: Cell, rows: dict[str, list[Row]], *, by_text: bool) -> dict[str, list[float]]:
@@ -269,7 +272,9 @@ class Pass:
     by_text: bool
 
 
-def evaluated(base: Base, cell: Cell, settings: Sequence[Setting | str], passes: Sequence[Pass], store: Any) -> None:
+def evaluated(
+    base: Base, cell: Cell, settings: Sequence[Setting | str], passes: Sequence[Pass], stores: Stores
+) -> None:
     """Score what is not in the files yet: settings of methods, or the arms "base", "utility", "safety"."""
     done = [recorded(each.file).keys() for each in passes]
     missing = {
@@ -286,6 +291,7 @@ def evaluated(base: Base, cell: Cell, settings: Sequence[Setting | str], passes:
             updates = arms[setting]
         else:
             method = METHODS[VARIANTS[setting.variant][0]].model_validate(setting.settings)
+            store = stores.get(FIRST_TOKENS.get(setting.variant))
             updates, diagnostics = merge_updates(
                 method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
             )
@@ -329,15 +335,15 @@ def run_cell(base: Base, cell: Cell, output: Path) -> None:
     """All three steps; what is there is kept."""
     folder = cell.folder(output)
     settings, arms = trials(), ["base", "utility", "safety"]
-    store = cell.statistics(base, folder / "statistics")
+    stores = cell.statistics(base, folder / "statistics")
     validation = Pass("validation", folder / "validation.jsonl", by_text=True)
     likelihood = Pass("test", folder / "test_likelihood.jsonl", by_text=False)
-    evaluated(base, cell, arms, [likelihood], store)
-    evaluated(base, cell, settings, [validation, likelihood], store)
+    evaluated(base, cell, arms, [likelihood], stores)
+    evaluated(base, cell, settings, [validation, likelihood], stores)
     scored = recorded(validation.file)
     keys = {chosen(scored, variant, target)[0]["key"] for variant in VARIANTS for target in TARGETS}
     texts: list[Setting | str] = [*arms, *(setting for setting in settings if setting.key in keys)]
-    evaluated(base, cell, texts, [Pass("test", folder / "test.jsonl", by_text=True)], store)
+    evaluated(base, cell, texts, [Pass("test", folder / "test.jsonl", by_text=True)], stores)
 
 
 def loss_at(gains: np.ndarray, losses: np.ndarray, gain: np.ndarray) -> np.ndarray:

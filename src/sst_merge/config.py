@@ -202,6 +202,8 @@ class CalibrationConfig(Section):
     """Samples per backward pass; memory grows with it."""
     point: Literal["utility", "midpoint", "base"] = "utility"
     """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base."""
+    answer_tokens: int | None = Field(default=None, ge=1)
+    """How many tokens of each answer count, from its first; all when left out."""
     labels: Literal["data", "model"] = "data"
     """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
     store: Path | None = None

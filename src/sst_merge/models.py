@@ -89,6 +89,15 @@ class Encoded:
         """Number of answer tokens."""
         return len(self.ids) - self.answer_start
 
+    def shortened(self, answer_tokens: int) -> "Encoded":
+        """The conversation up to the first so many tokens of its answer.
+
+        Example:
+            >>> Encoded((5, 6, 7, 8), answer_start=1).shortened(2)
+            Encoded(ids=(5, 6, 7), answer_start=1)
+        """
+        return Encoded(self.ids[: self.answer_start + answer_tokens], self.answer_start)
+
 
 @dataclass(frozen=True)
 class Completion:

@@ -12,7 +12,7 @@ import torch
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
 from sst_merge.errors import RunFolderError
-from sst_merge.models import Base, applied
+from sst_merge.models import Base, applied, encode
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
 from sst_merge.stages.calibrate import LazyBase, calibrate, encode_rows, label_draws, statistics_folder
@@ -77,6 +77,29 @@ def test_the_gradients_are_those_at_the_point(
         torch.testing.assert_close(found.rows(name), expected.rows(name), rtol=1e-4, atol=1e-4)
 
 
+def test_only_the_first_tokens_of_answers_count_if_so_many_are_asked_for(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    planned = made(inputs, tmp_path / "run", answer_tokens=1)
+    (found,) = calibrated(planned, base).found.values()
+    assert isinstance(found, SampleGradients)
+    rows = [*planned.inputs.calibration_safety, *planned.inputs.calibration_utility]
+    utility, safety = (read_adapter(inputs / name).updates for name in DATA)
+    name, bases = next(iter(safety)), patch_bases(safety)
+    weight = base.modules[name].weight
+    with applied(base, utility, "point"):
+        for i, row in enumerate(rows):  # one sample at a time, by autograd through the whole weight
+            sample = encode(base, row.prompt, row.answer)
+            assert sample.answer_length > 1
+            weight.requires_grad_(True)
+            logits = base.model(torch.tensor([sample.ids])).logits[0, sample.answer_start - 1]
+            (gradient,) = torch.autograd.grad(logits.log_softmax(dim=0)[sample.ids[sample.answer_start]], weight)
+            weight.requires_grad_(False)
+            q = bases[name].q
+            own = gradient @ q.T if bases[name].side == "output" else q @ gradient
+            torch.testing.assert_close(found.rows(name)[i], own.flatten() / 5**0.5, rtol=1e-3, atol=1e-5)
+
+
 def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs: Path, tmp_path: Path) -> None:
     def key(method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> str:
         folder = statistics_folder(made(inputs, tmp_path, method, seed, **calibration))
@@ -91,6 +114,7 @@ def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs:
         key(point="midpoint"),
         key(labels="model"),
         key(labels="model", seed=1),
+        key(answer_tokens=8),
         key(joint),
         key({"fisher": "kfac"}),
         key({"fisher": "kfac", **joint}),
