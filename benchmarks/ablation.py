@@ -70,7 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST none": ("sst", {"fisher": "none"}, PRICES),
     "Fisher merging": (
         "sst",
-        {"fisher": "diagonal", "span": "joint", "patch": "interpolate"},
+        {"fisher": "diagonal", "span": "joint", "patch": "interpolate", "damping_safety": 0},
         tuple({"keep": {"soft": price}} for price in (0.03, 0.1, 0.3, 1, 3, 10)),
     ),
     "task arithmetic": ("task_arithmetic", {}, ({},)),
