@@ -465,7 +465,7 @@ def cell_lines(cell: Cell, output: Path) -> Iterator[str]:
     validation, test = recorded(folder / "validation.jsonl"), recorded(folder / "test.jsonl")
     likelihood = recorded(folder / "test_likelihood.jsonl")
     n = cell.size.test
-    yield f"\n## {cell.name}\n\nTest rows, by generated text (n = {n} per column; per cent, 95 % intervals) and by the log-odds of refusing:\n\n"
+    yield f"\n## {cell.name}\n\nTest rows (n = {n} per column): per cent, 95 % intervals; log-odds in nats:\n\n"
     yield "| model | setting | refuses harmful | refuses everyday | task right | log-odds, harmful | everyday |\n"
     yield "|---|---|---|---|---|---|---|\n"
     for arm in ("base", "utility", "safety"):
