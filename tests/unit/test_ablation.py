@@ -54,13 +54,6 @@ def test_the_setting_with_the_least_harm_is_chosen_among_those_that_reach_the_ta
     assert ablation.chosen(lines, "TIES", 0.95) == (lines["c"], False)  # none reaches it: the one that refuses most
 
 
-def test_loss_at_a_gain_is_the_least_loss_of_what_gains_that_much(ablation: ModuleType) -> None:
-    gains, losses = np.array([[0.2, 0.5, 0.9], [0.2, 0.5, 0.9]]), np.array([[0.0, 0.3, 0.1], [0.0, 0.3, 0.1]])
-    found = ablation.loss_at(gains, losses, np.array([0.4, 1.0]))
-    assert found[0] == 0.1
-    assert np.isnan(found[1])
-
-
 def test_a_torn_line_is_dropped_and_the_settings_before_it_are_kept(ablation: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "validation.jsonl"
     file.write_text('{"key": "a", "scores": {}}\n{"key": "b", "sco', encoding="utf-8")
@@ -69,38 +62,71 @@ def test_a_torn_line_is_dropped_and_the_settings_before_it_are_kept(ablation: Mo
 
 
 def likelihoods(ablation: ModuleType) -> dict[str, dict[str, Any]]:
-    """Ours gains 0.9 of the safety adapter's nats for 0.1 utility nats, every baseline for 0.4, other variants none."""
+    """Two trials a method: strength 1 with little gain and loss, strength 2 with more of both; samples differ."""
 
     def nats(safety: float, utility: float, **more: Any) -> dict[str, Any]:
-        return {"scores": {"refusal_nll": [safety] * 4, "utility_nll": [utility] * 4}, **more}
+        noise = np.array([-0.3, -0.1, 0.1, 0.3])
+        return {"scores": {"refusal_nll": list(safety + noise), "utility_nll": list(utility + noise)}, **more}
 
     lines = {"base": nats(2.0, 3.0), "utility": nats(2.0, 1.0), "safety": nats(1.0, 4.0)}
+    lines = {key: {**line, "key": key} for key, line in lines.items()}
+    losses = {ablation.OURS: 0.1, "TIES": 0.6, "DARE": 0.5, "task arithmetic": 0.4, "Fisher merging": 0.7}
     for variant in ablation.VARIANTS:
-        loss = 0.1 if variant == ablation.OURS else 0.4
-        gain = 0.9 if variant in {ablation.OURS, *ablation.BASELINES} else 0.0
-        lines[variant] = nats(
-            2.0 - gain, 1.0 + loss, variant=variant, settings={"strength": 2.0, "utility_weight": 1.0}
-        )
-    lines[ablation.OURS]["energies"] = {"utility_energy_kept": 0.05}
+        for strength, share in ((1.0, 0.5), (2.0, 1.0)):
+            settings = {"strength": strength, "utility_weight": 1.0}
+            gain = 0.9 * share if variant in losses else 0.0
+            key = f"{variant} {strength}"
+            more = {"key": key, "variant": variant, "settings": settings, "energies": {}}
+            lines[key] = nats(2.0 - gain, 1.0 + losses.get(variant, 2.0) * share, **more)
     return lines
 
 
-def test_front_and_area_are_the_least_loss_at_shares_of_the_safety_adapters_gain(ablation: ModuleType) -> None:
-    front = ablation.Front.of(likelihoods(ablation), draws=3)
-    assert front.ceiling == pytest.approx([1.0] * 4)
-    assert front.loss(ablation.OURS, 0.8) == pytest.approx([0.1] * 4)
-    assert front.area(ablation.OURS) == pytest.approx([0.1] * 4)
-    assert front.best_baseline(0.8) == pytest.approx([0.4] * 4)
-    assert np.isnan(front.area("SST kfac")).all()  # it gains nothing
+def test_a_trial_is_picked_by_the_least_loss_among_those_that_gain_enough(ablation: ModuleType) -> None:
+    found = ablation.points(likelihoods(ablation), draws=50)
+    assert found["safety"].gain[0] == pytest.approx(1.0)
+    assert ablation.least_loss(found, [ablation.OURS], 0.4).line["key"] == f"{ablation.OURS} 1.0"
+    assert ablation.least_loss(found, [ablation.OURS], 0.85).line["key"] == f"{ablation.OURS} 2.0"
+    assert ablation.least_loss(found, ablation.BASELINES, 0.85).line["key"] == "task arithmetic 2.0"
+    assert ablation.least_loss(found, ["SST kfac"], 0.4) is None  # it gains nothing
+
+
+def test_draws_are_shared_by_all_trials_so_that_differences_are_paired(ablation: ModuleType) -> None:
+    found = ablation.points(likelihoods(ablation), draws=50)
+    ours, theirs = found[f"{ablation.OURS} 2.0"], found["TIES 2.0"]
+    assert ours.loss[1:] + 0.5 == pytest.approx(theirs.loss[1:])  # samples differ by the same noise in every model
+    assert found["utility"].loss == pytest.approx([0.0] * 51)
 
 
 def test_the_report_sets_ours_beside_the_best_baseline_and_says_what_was_not_reached(ablation: ModuleType) -> None:
     text = "".join(ablation.likelihood_lines(likelihoods(ablation)))
-    assert "minus the best baseline at 80% of the gain: -0.300 [-0.300, -0.300] nats; ratio 0.25." in text
-    assert "| SST kfac | not reached | not reached | not reached |" in text
+    assert (
+        "SST exact, module minus task arithmetic, the baseline with the least loss: "
+        "-0.300 [-0.300, -0.300] nats of the task; ratio 0.25." in text
+    )
+    assert "| SST kfac | none of its trials gains so much | | |" in text
 
 
-def test_the_prediction_is_half_of_the_squared_strength_times_the_energy_kept(ablation: ModuleType) -> None:
-    predicted, measured = ablation.predictions(likelihoods(ablation))
-    assert predicted == pytest.approx([0.1])
-    assert measured == pytest.approx([0.1])
+def test_no_ratio_is_printed_where_the_baseline_has_no_loss(ablation: ModuleType) -> None:
+    lines = likelihoods(ablation)
+    lines["DARE 2.0"]["scores"]["utility_nll"] = lines["utility"]["scores"]["utility_nll"]
+    text = "".join(ablation.likelihood_lines(lines))
+    assert "minus DARE" in text
+    assert "ratio" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"utility_weight": 1.0}, 0.1),
+        ({"utility_weight": 0.8}, None),
+        ({"utility_weight": 1.0, "scope": "global"}, None),
+        ({"utility_weight": 1.0, "patch": "interpolate"}, None),
+    ],
+    ids=str,
+)
+def test_the_prediction_is_half_of_the_squared_strength_times_the_energy_kept(
+    ablation: ModuleType, settings: dict[str, Any], expected: float | None
+) -> None:
+    trial = {"settings": {"strength": 2.0, **settings}, "energies": {"utility_energy_kept": 0.05}}
+    assert ablation.prediction(trial) == (None if expected is None else pytest.approx(expected))
+    assert ablation.prediction({**trial, "energies": {}}) is None
