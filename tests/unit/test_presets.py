@@ -40,7 +40,7 @@ def test_a_forecast_at_full_shape_says_memory_and_what_is_missing(name: str, mon
     monkeypatch.setattr(dry_run, "hub_problem", lambda *_: f"{name} cannot be had")
     found = forecast(Exp1(preset(name), "full", 42), Speed(flops=1e11, bytes=1e10, device="CPU, 2 threads, no GPU"))
     weights = 4 * FULL[name][0] / 1e9
-    assert weights < found.memory_gb < 2 * weights
+    assert 1.8 * weights < found.memory_gb < 3 * weights  # on a CPU with the copy of what an adapter changes
     assert [phase.name for phase in found.phases] == ["train", "calibrate", "merge", "evaluate"]
     text = told(found)
     assert f"missing: {name} cannot be had" in text

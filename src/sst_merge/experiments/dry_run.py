@@ -136,6 +136,8 @@ def forecast(experiment: Exp1, speed: Speed) -> Forecast:
     if free < disk:
         missing.append(f"{disk / 1e9:.0f} GB of disk are needed, {free / 1e9:.0f} GB are free")
     memory = (weights + batch.calibration * LEARNT_TOKENS * _token_bytes(shape, width)) / 1e9
+    if not torch.cuda.is_available():  # the copy of the weights that an adapter changes is beside them
+        memory += width * sum(d_out * d_in for d_out, d_in in shape.shapes.values()) / 1e9
     if gpu_memory_gb() is None and shape.parameters > 1e9:
         missing.append("a GPU: without one the time above is that of this CPU")
     return Forecast(
