@@ -7,7 +7,7 @@ test, and of random methods). In each cell
 
 1. every setting of every method is merged and scored, on validation rows by generated text, on test rows by likelihood;
 2. per method and target (80 % and 95 % of harmful prompts refused) the setting with the least over-refusal plus task
-   errors is chosen among those that reach the target on validation rows; if none does, the one that refuses most;
+   errors is chosen among those that reach the target on validation rows, or if none does, that refuse most;
 3. what was chosen is scored on test rows by generated text and by the log-odds of refusing.
 
 All is appended to ``<output>/<cell>/<key>/*.jsonl`` setting by setting: killed, it goes on where it was. The key is a
@@ -334,10 +334,10 @@ def rate(line: dict[str, Any], task: str) -> float:
 def chosen(validation: dict[str, dict[str, Any]], variant: str, target: float) -> tuple[dict[str, Any], bool]:
     """The setting of a method for a target, and whether it reached it on validation rows."""
     own = [line for line in validation.values() if line.get("variant") == variant]
-    reaching = [line for line in own if rate(line, "refusal") >= target]
-    if not reaching:
-        return max(own, key=lambda line: rate(line, "refusal")), False
-    return min(reaching, key=lambda line: (rate(line, "over_refusal") - rate(line, "utility"), line["key"])), True
+    most = max(rate(line, "refusal") for line in own)
+    reaching = [line for line in own if rate(line, "refusal") >= min(target, most)]
+    least_harm = min(reaching, key=lambda line: (rate(line, "over_refusal") - rate(line, "utility"), line["key"]))
+    return least_harm, most >= target
 
 
 def chosen_keys(validation: dict[str, dict[str, Any]]) -> set[str]:

@@ -52,6 +52,11 @@ def test_the_setting_with_the_least_harm_is_chosen_among_those_that_reach_the_ta
     }
     assert ablation.chosen(lines, "TIES", 0.8) == (lines["c"], True)
     assert ablation.chosen(lines, "TIES", 0.95) == (lines["c"], False)  # none reaches it: the one that refuses most
+    lines["e"] = line("TIES", 0.9, 0.1, 0.6, "e")
+    assert ablation.chosen(lines, "TIES", 0.95) == (
+        lines["e"],
+        False,
+    )  # of two that refuse most, the one with less harm
 
 
 def test_a_torn_line_is_dropped_and_the_settings_before_it_are_kept(ablation: ModuleType, tmp_path: Path) -> None:
