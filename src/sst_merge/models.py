@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -654,15 +654,17 @@ def prefix_log_likelihoods(base: Base, read: ReadPrompts, prefixes: Sequence[str
     """
     tokens = [base.tokenizer(prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
     size = len(read.batch.ids)
-    sums = continuation_log_likelihoods(base, read, [ids for _ in range(size) for ids in tokens])
+    sums, _ = continuation_log_likelihoods(base, read, [ids for _ in range(size) for ids in tokens])
     return sums.view(size, len(tokens)) / torch.tensor([len(ids) for ids in tokens], device=base.device)
 
 
 @torch.no_grad()
 def continuation_log_likelihoods(
     base: Base, read: ReadPrompts, continuations: Sequence[Sequence[int]]
-) -> Float[Tensor, " continuations"]:
-    """``log p(tokens | prompt)``, summed over the tokens, in nats; the cache of the prompts is spent.
+) -> tuple[Float[Tensor, " continuations"], Bool[Tensor, " continuations"]]:
+    """``log p(tokens | prompt)``, summed over the tokens, in nats, and whether greedy decoding would write them.
+
+    The cache of the prompts is spent.
 
     Args:
         base: The loaded model.
@@ -676,8 +678,9 @@ def continuation_log_likelihoods(
     padded = torch.tensor([[*ids, *[padding] * (width - len(ids))] for ids in continuations], device=device)
     first = read.first_logits[:, 0].log_softmax(dim=1).repeat_interleave(count, dim=0)
     sums = first.gather(1, padded[:, :1])[:, 0]
+    is_greedy = first.argmax(dim=1) == padded[:, 0]
     if width == 1:
-        return sums
+        return sums, is_greedy
     if count > 1:
         read.cache.batch_repeat_interleave(count)
     inputs, targets = padded[:, :-1], padded[:, 1:]  # what a last token predicts, nobody asks
@@ -687,8 +690,10 @@ def continuation_log_likelihoods(
     logits = base.model(
         input_ids=inputs, attention_mask=mask, position_ids=start + places, past_key_values=read.cache
     ).logits
+    is_wanted = places + 1 < lengths[:, None]
     found = _at_least_float32(logits).log_softmax(dim=2).gather(2, targets[..., None])[..., 0]
-    return sums + (found * (places + 1 < lengths[:, None])).sum(dim=1)
+    matches = (logits.argmax(dim=2) == targets) | ~is_wanted
+    return sums + (found * is_wanted).sum(dim=1), is_greedy & matches.all(dim=1)
 
 
 @torch.no_grad()

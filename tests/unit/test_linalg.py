@@ -8,11 +8,13 @@ import torch
 from sst_merge.adapter import Update, concatenate
 from sst_merge.errors import NumericalError
 from sst_merge.linalg import (
+    Combination,
     SampleSpace,
     eigendirections,
     patch_basis,
     patch_coordinates,
     patch_from_coordinates,
+    spectrum,
     steer_softly,
     truncated,
 )
@@ -29,6 +31,48 @@ def random_problem(seed: int = 0, *, safety: int = 5, utility: int = 6, coordina
     patch = torch.randn(coordinates, generator=rng, dtype=torch.float64)
     is_safety = torch.arange(safety + utility) < safety
     return SampleSpace(rows @ rows.T, rows @ patch, is_safety, coordinates, float(patch @ patch))
+
+
+def test_a_problem_is_summed_in_blocks_and_a_combination_is_applied_in_blocks() -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows, patch = torch.randn(150, 700, generator=rng), torch.randn(700, generator=rng, dtype=torch.float64)
+    is_safety = torch.arange(150) % 3 == 0
+    found, wide = SampleSpace.of(rows, is_safety, patch), rows.double()
+    torch.testing.assert_close(found.gram, wide @ wide.T, **FLOAT64)
+    assert torch.equal(found.gram, found.gram.T)
+    torch.testing.assert_close(found.response, wide @ patch, **FLOAT64)
+    assert found.coordinates == 700
+    assert found.patch_squared_norm == pytest.approx(float(patch @ patch))
+    weights = torch.randn(150, generator=rng, dtype=torch.float64)
+    applied = Combination(0.25, weights).apply(rows, patch)
+    torch.testing.assert_close(applied, 0.25 * patch + wide.T @ weights, **FLOAT64)
+
+
+def problem_of(rows: torch.Tensor, is_safety: torch.Tensor) -> SampleSpace:
+    return SampleSpace.of(rows, is_safety, torch.ones(rows.shape[1], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("safety", "utility"), [(0.1, 0.1), (0.0, 0.1), (0.3, 1e-4)], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["plain", "mixed order", "uneven norms", "fewer coordinates", "a sample twice", "a zero"]
+)
+def test_the_spectrum_is_that_of_the_directions(kind: str, safety: float, utility: float) -> None:
+    rng = torch.Generator().manual_seed(1)
+    rows = torch.randn(12, 9 if kind == "fewer coordinates" else 40, generator=rng, dtype=torch.float64)
+    is_safety = torch.arange(12) < 5
+    if kind == "mixed order":
+        is_safety = torch.arange(12) % 2 == 0
+    if kind == "uneven norms":
+        rows *= torch.logspace(0, -3, 12, dtype=torch.float64)[:, None]
+    if kind == "a sample twice":
+        rows[7] = rows[6]
+    if kind == "a zero":
+        rows[7] = 0
+    problem = problem_of(rows, is_safety)
+    wanted = eigendirections(problem, damping_safety=safety, damping_utility=utility)
+    found = spectrum(problem, damping_safety=safety, damping_utility=utility)
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-7, atol=1e-7 * float(wanted.values.max()))
+    assert (found.neutral_value, found.neutral_directions) == (wanted.neutral_value, wanted.neutral_directions)
 
 
 @both_sides

@@ -330,8 +330,23 @@ def test_answers_read_on_from_the_cache_are_as_likely_as_in_one_pass(family: Fam
     base = tiny_base(family, seed=5, dtype=torch.float64)
     samples = [encode(base, prompt, answer) for prompt, answer in CONVERSATIONS]
     read = read_prompts(base, [encode(base, prompt) for prompt, _ in CONVERSATIONS])
-    found = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
+    found, _ = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
     torch.testing.assert_close(found, answer_log_likelihood(base, collate(base, samples)))
+
+
+@every_family
+def test_what_greedy_decoding_writes_is_told_from_what_it_does_not_write(family: Family) -> None:
+    base = tiny_base(family, seed=5, dtype=torch.float64)
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
+    read = read_prompts(base, prompts)
+    written = base.model.generate(
+        input_ids=read.batch.ids, attention_mask=read.batch.mask, min_new_tokens=5, max_new_tokens=5, do_sample=False
+    )[:, -5:].tolist()
+    tokens: list[list[int]] = []
+    for row in written:  # what is written, its beginning, another last token, another first token
+        tokens += [row, row[:2], [*row[:4], row[4] ^ 1], [row[0] ^ 1, *row[1:]]]
+    _, is_greedy = continuation_log_likelihoods(base, read, tokens)
+    assert is_greedy.tolist() == [True, True, False, False] * len(prompts)
 
 
 @every_family

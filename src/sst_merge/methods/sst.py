@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -14,12 +14,15 @@ from sst_merge.errors import NumericalError, StatisticsError
 from sst_merge.kronecker import kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.linalg import (
     Combination,
+    Eigendirections,
     PatchForm,
     SampleSpace,
     Span,
+    Spectrum,
     eigendirections,
     patch_coordinates,
     patch_from_coordinates,
+    spectrum,
     steer_softly,
 )
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
@@ -136,20 +139,16 @@ class Sst(MergeMethod):
         if self.scope == "global" and state is None:
             raise StatisticsError("scope global: prepare has not seen the modules, so there is no common solution.")
         combination, diagnostics = (state.combination, {}) if state is not None else self._solve(problem)
-        moved = combination.weights @ rows  # large weights cancel where samples are alike
-        steered = combination.neutral * patch.coordinates + moved.view_as(patch.coordinates)
-        return steered, {**diagnostics, **combination.energies(problem)}
+        steered = combination.apply(rows, patch.coordinates.flatten())
+        return steered.view_as(patch.coordinates), {**diagnostics, **combination.energies(problem)}
 
     def _solve(self, problem: SampleSpace) -> tuple[Combination, dict[str, Any]]:
         """The combination that the keep rule asks for, and the spectrum."""
-        directions = eigendirections(problem, damping_safety=self.damping_safety, damping_utility=self.damping_utility)
-        spectrum = {
-            "spectrum": [float(f"{value:.6g}") for value in directions.values],
-            "neutral_value": directions.neutral_value,
-            "neutral_directions": directions.neutral_directions,
-        }
         if self.keep.soft is not None:
-            return steer_softly(problem, price=self.keep.soft, damping_safety=self.damping_safety), spectrum
+            combination = steer_softly(problem, price=self.keep.soft, damping_safety=self.damping_safety)
+            return combination, _told(spectrum(problem, **self._damping()))
+        directions = eigendirections(problem, **self._damping())
+        told = _told(directions)
         weights, neutral = self.keep.hard_weights(
             directions.values,
             directions.neutral_value,
@@ -160,8 +159,12 @@ class Sst(MergeMethod):
         kept = int(weights.sum()) + int(neutral) * directions.neutral_directions
         if kept == problem.coordinates:  # everything is kept: the patch itself, without a round trip
             everything = Combination(1.0, torch.zeros_like(problem.response))
-            return everything, {**spectrum, "directions_kept": kept}
-        return directions.combine(problem, weights, neutral), {**spectrum, "directions_kept": kept}
+            return everything, {**told, "directions_kept": kept}
+        return directions.combine(problem, weights, neutral), {**told, "directions_kept": kept}
+
+    def _damping(self) -> dict[str, float]:
+        """Both dampings."""
+        return {"damping_safety": self.damping_safety, "damping_utility": self.damping_utility}
 
     def _kronecker(self, inputs: ModuleInputs, patch: "_Patch") -> tuple[Coordinates, dict[str, Any]]:
         """Steer by two small eigenproblems, one for each Kronecker factor."""
@@ -199,7 +202,7 @@ class Sst(MergeMethod):
             safety, utility = before.square(), patch.utility().flatten().square()
         else:
             rows, is_safety = _rows(inputs)
-            squares = rows.square()  # (samples, p)
+            squares = rows.double().square()  # (samples, p)
             safety, utility = squares[is_safety].sum(dim=0), squares[~is_safety].sum(dim=0)
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
@@ -284,18 +287,26 @@ def _missing(statistic: str, name: str) -> StatisticsError:
     return StatisticsError(f"method 'sst' needs the statistics {statistic} for module '{name}'. Calibrate first.")
 
 
-def _rows(inputs: ModuleInputs) -> tuple[Float64[Tensor, "samples p"], Tensor]:
-    """Per-sample gradients of one module, and which of them are safety samples."""
+def _told(found: Eigendirections | Spectrum) -> dict[str, Any]:
+    """What the diagnostics say of the generalised eigenvalues."""
+    return {
+        "spectrum": [float(f"{value:.6g}") for value in found.values.tolist()],
+        "neutral_value": found.neutral_value,
+        "neutral_directions": found.neutral_directions,
+    }
+
+
+def _rows(inputs: ModuleInputs) -> tuple[Float[Tensor, "samples p"], Tensor]:
+    """Per-sample gradients of one module, float32, and which of them are safety samples."""
     if inputs.gradients is None:
         raise _missing("sample_gradients", inputs.name)
-    return inputs.gradients.rows(inputs.name).double(), inputs.gradients.is_safety()
+    return inputs.gradients.rows(inputs.name), inputs.gradients.is_safety()
 
 
-def _sample_space(inputs: ModuleInputs, patch: _Patch) -> tuple[SampleSpace, Float64[Tensor, "samples p"]]:
+def _sample_space(inputs: ModuleInputs, patch: _Patch) -> tuple[SampleSpace, Float[Tensor, "samples p"]]:
     """The eigenproblem of one module in sample space, and its rows."""
     rows, is_safety = _rows(inputs)
-    flat = patch.coordinates.flatten()
-    return SampleSpace(rows @ rows.T, rows @ flat, is_safety, flat.numel(), float(flat.square().sum())), rows
+    return SampleSpace.of(rows, is_safety, patch.coordinates.flatten()), rows
 
 
 def _norms(before: Tensor, after: Tensor) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Ties(MergeMethod):
 
 
 def trim(matrix: Float[Tensor, "d_out d_in"], density: float) -> Float[Tensor, "d_out d_in"]:
-    """Keep the ``ceil(density * size)`` entries of largest magnitude; the others become 0.
+    """Keep the ``ceil(density * size)`` entries of largest magnitude, of equal ones the first; the others become 0.
 
     Example:
         >>> trim(torch.tensor([[3.0, -1.0], [0.5, -2.0]]), 0.5).tolist()
@@ -53,7 +53,10 @@ def trim(matrix: Float[Tensor, "d_out d_in"], density: float) -> Float[Tensor, "
     count = -int(-density * size // 1)  # ceiling
     if count >= size:
         return matrix
-    kept = matrix.abs().flatten().topk(count).indices
-    trimmed = torch.zeros_like(matrix).flatten()
-    trimmed[kept] = matrix.flatten()[kept]
-    return trimmed.view_as(matrix)
+    flat = matrix.flatten()
+    magnitudes = flat.abs()
+    smallest = magnitudes.kthvalue(size - count + 1).values
+    is_kept = magnitudes > smallest
+    ties = (magnitudes == smallest).nonzero()[: count - int(is_kept.sum()), 0]
+    is_kept[ties] = True
+    return torch.where(is_kept, flat, 0.0).view_as(matrix)

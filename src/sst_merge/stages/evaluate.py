@@ -248,7 +248,7 @@ def refusal_log_odds(base: Base, read: ReadPrompts) -> list[float]:
 def answer_nll(base: Base, read: ReadPrompts, rows: Sequence[Row]) -> list[float]:
     """Negative log-likelihood of the reference answer per answer token, the end token included; nats/token."""
     samples = [encode(base, row.prompt, row.answer) for row in rows]
-    values = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
+    values, _ = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
     return [-value / sample.answer_length for value, sample in zip(values.tolist(), samples, strict=True)]
 
 

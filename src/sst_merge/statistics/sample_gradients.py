@@ -9,8 +9,10 @@ interact, so the sum over the batch keeps them apart. No gradient of a base weig
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -31,6 +33,9 @@ from sst_merge.statistics.stored import (
     save_tensors,
     write_index,
 )
+
+OPEN_FILES = 256
+"""Batch files that are kept open at most; operating systems often allow 1,024."""
 
 
 def choose_side(shape: tuple[int, int]) -> Side:
@@ -168,6 +173,8 @@ class SampleGradients(Stored):
 
     batches: tuple[tuple[int, ...], ...]
     """Sample positions in each batch file."""
+    _open_files: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    _opening: Any = field(default_factory=Lock, repr=False, compare=False)
 
     @staticmethod
     def measure(
@@ -246,16 +253,22 @@ class SampleGradients(Stored):
 
         Row ``i`` is the gradient times ``sqrt(weight_i / total weight of its data set)``; float32.
         """
-        parts: dict[int, Tensor] = {}
-        for number, positions in enumerate(self.batches):
-            with safe_open(_batch_file(self.folder, number), framework="pt") as file:
-                tensor = file.get_tensor(name)
-            parts.update(zip(positions, tensor, strict=True))
-        rows = torch.stack([parts[position] for position in range(len(parts))])
+        parts = torch.cat([self._file(number).get_tensor(name) for number in range(len(self.batches))])
+        order = torch.tensor([position for batch in self.batches for position in batch])
+        rows = torch.empty_like(parts).index_copy_(0, order, parts)
         weights = torch.tensor(self.weights, dtype=torch.float64)
         is_safety = self.is_safety()
         totals = torch.where(is_safety, weights[is_safety].sum(), weights[~is_safety].sum())
-        return rows * (weights / totals).sqrt().float()[:, None]
+        return rows.mul_((weights / totals).sqrt().float()[:, None])
+
+    def _file(self, number: int) -> Any:
+        """A batch file, kept open: a merge reads every file once a module, and opening takes longer than reading."""
+        with self._opening:
+            if number not in self._open_files:
+                if len(self._open_files) == OPEN_FILES:
+                    self._open_files.pop(next(iter(self._open_files)))
+                self._open_files[number] = safe_open(_batch_file(self.folder, number), framework="pt")
+            return self._open_files[number]
 
 
 def _batch_file(folder: Path, number: int) -> Path:

@@ -50,6 +50,24 @@ def test_a_random_method_follows_the_seed_and_not_the_order_of_modules(llama: Ba
     assert not same(merged(0), merged(1))
 
 
+def test_the_number_of_threads_changes_no_bit_and_is_put_back(llama: Base) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            method = METHODS["sst"](fisher="none", keep={"soft": 2.0})
+            found.append(merge_updates(method, utility, safety, None, seed=0, reporter=SilentReporter()))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    (alone, alone_told), (together, together_told) = found
+    assert list(alone) == list(together) == sorted(utility)
+    assert all(torch.equal(alone[n].b, together[n].b) and torch.equal(alone[n].a, together[n].a) for n in alone)
+    assert alone_told == together_told
+
+
 def test_totals_are_ratios_of_sums_and_nothing_is_kept_of_nothing() -> None:
     modules = {
         "a": {"squared_norm": 4.0, "squared_norm_kept": 1.0, "safety_energy": 0.0, "safety_energy_kept": 0.0},
