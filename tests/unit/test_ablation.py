@@ -1,8 +1,10 @@
-"""The parts of benchmarks/ablation.py that decide what is compared with what."""
+"""The parts of benchmarks/ablation.py and its report that decide what is compared with what, and what is said of it."""
 
-import importlib.util
+import importlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,30 +12,38 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sst_merge.adapter import Updates
+from sst_merge.data import Row
 from sst_merge.methods import METHODS
+from sst_merge.models import Base
+from tiny import random_adapter, tiny_base
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "ablation.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablation"] = module
-    spec.loader.exec_module(module)
-    return module
+def ablation() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("ablation")
+    sys.path.remove(str(FOLDER))
 
 
-def line(variant: str, refusal: float, over: float, right: float, key: str) -> dict[str, Any]:
-    scores = {"refusal": [refusal], "over_refusal": [over], "utility": [right]}
-    return {"key": key, "variant": variant, "scores": scores}
+@pytest.fixture(scope="module")
+def told(ablation: ModuleType) -> ModuleType:
+    """The report."""
+    return sys.modules["ablation_report"]
+
+
+def line(variant: str, key: str, **scores: float | list[float]) -> dict[str, Any]:
+    lists = {name: value if isinstance(value, list) else [value] for name, value in scores.items()}
+    settings = {"utility_weight": 1.0, "strength": 1.0}
+    return {"key": key, "variant": variant, "scores": lists, "settings": settings, "energies": {}}
 
 
 def test_every_method_gets_the_same_number_of_different_trials_and_all_are_valid(ablation: ModuleType) -> None:
     trials = ablation.trials()
     assert set(Counter(trial.variant for trial in trials).values()) == {6}
+    assert {trial.variant for trial in trials} == {*ablation.MAIN, *ablation.STRUCTURES}
     assert len({trial.key for trial in trials}) == len(trials)
     for trial in trials:
         method = METHODS[ablation.VARIANTS[trial.variant][0]].model_validate(trial.settings)
@@ -43,80 +53,146 @@ def test_every_method_gets_the_same_number_of_different_trials_and_all_are_valid
         )
 
 
-def test_the_setting_with_the_least_harm_is_chosen_among_those_that_reach_the_target(ablation: ModuleType) -> None:
+def test_test_rows_of_different_seeds_are_different_rows(ablation: ModuleType, tmp_path: Path) -> None:
+    ids = []
+    for seed in (0, 1, 2):
+        cell = ablation.Cell("orders", "blunt", seed, ablation.SIZES["cpu"], tmp_path)
+        rows = cell.drawn(ablation.UTILITIES["orders"], "test", 32)
+        assert len(rows) == 32
+        ids += [row.id for row in rows]
+    assert len(set(ids)) == 96
+
+
+def test_the_trial_with_the_least_harm_is_chosen_among_those_that_reach_the_target(told: ModuleType) -> None:
     lines = {
-        "a": line("TIES", 0.7, 0.0, 1.0, "a"),
-        "b": line("TIES", 0.8, 0.3, 0.6, "b"),
-        "c": line("TIES", 0.9, 0.2, 0.6, "c"),
-        "d": line("DARE", 1.0, 0.0, 1.0, "d"),
+        "a": line("TIES", "a", refusal=0.7, over_refusal=0.0, utility=1.0),
+        "b": line("TIES", "b", refusal=0.8, over_refusal=0.3, utility=0.6),
+        "c": line("TIES", "c", refusal=0.9, over_refusal=0.2, utility=0.6),
+        "d": line("DARE", "d", refusal=1.0, over_refusal=0.0, utility=1.0),
     }
-    assert ablation.chosen(lines, "TIES", 0.8) == (lines["c"], True)
-    assert ablation.chosen(lines, "TIES", 0.95) == (lines["c"], False)  # none reaches it: the one that refuses most
-    lines["e"] = line("TIES", 0.9, 0.1, 0.6, "e")
-    assert ablation.chosen(lines, "TIES", 0.95) == (
-        lines["e"],
-        False,
-    )  # of two that refuse most, the one with less harm
+    assert told.chosen(lines, "TIES", 0.8) == (lines["c"], True)
+    assert told.chosen(lines, "TIES", 0.95) == (lines["c"], False)  # none reaches it: the one that refuses most
+    lines["e"] = line("TIES", "e", refusal=0.9, over_refusal=0.1, utility=0.6)
+    assert told.chosen(lines, "TIES", 0.95) == (lines["e"], False)  # of two that refuse most, the one with less harm
 
 
-def test_a_torn_line_is_dropped_and_the_settings_before_it_are_kept(ablation: ModuleType, tmp_path: Path) -> None:
+def test_a_torn_line_is_dropped_and_the_trials_before_it_are_kept(ablation: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "validation.jsonl"
     file.write_text('{"key": "a", "scores": {}}\n{"key": "b", "sco', encoding="utf-8")
     assert list(ablation.recorded(file)) == ["a"]
     assert file.read_text(encoding="utf-8") == '{"key": "a", "scores": {}}\n'
 
 
-def likelihoods(ablation: ModuleType) -> dict[str, dict[str, Any]]:
-    """Two trials a method: strength 1 with little gain and loss, strength 2 with more of both; samples differ."""
-
-    def nats(safety: float, utility: float, **more: Any) -> dict[str, Any]:
-        noise = np.array([-0.3, -0.1, 0.1, 0.3])
-        return {"scores": {"refusal_nll": list(safety + noise), "utility_nll": list(utility + noise)}, **more}
-
-    lines = {"base": nats(2.0, 3.0), "utility": nats(2.0, 1.0), "safety": nats(1.0, 4.0)}
-    lines = {key: {**line, "key": key} for key, line in lines.items()}
-    losses = {ablation.OURS: 0.1, "TIES": 0.6, "DARE": 0.5, "task arithmetic": 0.4, "Fisher merging": 0.7}
-    for variant in ablation.VARIANTS:
-        for strength, share in ((1.0, 0.5), (2.0, 1.0)):
-            settings = {"strength": strength, "utility_weight": 1.0}
-            gain = 0.9 * share if variant in losses else 0.0
-            key = f"{variant} {strength}"
-            more = {"key": key, "variant": variant, "settings": settings, "energies": {}}
-            lines[key] = nats(2.0 - gain, 1.0 + losses.get(variant, 2.0) * share, **more)
-    return lines
+def test_a_front_leaves_out_what_another_trial_of_the_method_equals_or_beats_in_both(told: ModuleType) -> None:
+    points = {"a": (2.0, 1.0), "b": (1.5, 1.2), "worse": (1.6, 1.3), "c": (1.0, 2.0), "twin of a": (2.0, 1.0)}
+    lines = {key: line("TIES", key, refusal_nll=s, utility_nll=u) for key, (s, u) in points.items()}
+    lines["other"] = line("DARE", "other", refusal_nll=0.0, utility_nll=0.0)
+    assert told.front_keys(lines, "TIES") == ["a", "b", "c"]
 
 
-def test_a_trial_is_picked_by_the_least_loss_among_those_that_gain_enough(ablation: ModuleType) -> None:
-    found = ablation.points(likelihoods(ablation), draws=50)
-    assert found["safety"].gain[0] == pytest.approx(1.0)
-    assert ablation.least_loss(found, [ablation.OURS], 0.4).line["key"] == f"{ablation.OURS} 1.0"
-    assert ablation.least_loss(found, [ablation.OURS], 0.85).line["key"] == f"{ablation.OURS} 2.0"
-    assert ablation.least_loss(found, ablation.BASELINES, 0.85).line["key"] == "task arithmetic 2.0"
-    assert ablation.least_loss(found, ["SST kfac"], 0.4) is None  # it gains nothing
+def test_losses_and_gains_are_read_off_straight_lines_from_the_utility_adapter(told: ModuleType) -> None:
+    gains, losses = np.array([2.0, 1.0, 0.9, -0.5]), np.array([0.4, 0.1, 0.3, 0.0])  # the third is beaten
+    assert told.loss_at(0.5, gains, losses) == pytest.approx(0.05)
+    assert told.loss_at(1.5, gains, losses) == pytest.approx(0.25)
+    assert np.isnan(told.loss_at(2.1, gains, losses))
+    assert told.gain_at(0.05, gains, losses) == pytest.approx(0.5)
+    assert told.gain_at(0.25, gains, losses) == pytest.approx(1.5)
+    assert told.gain_at(9.0, gains, losses) == pytest.approx(2.0)
+    assert told.mean_loss(gains, losses, ceiling=1.25) == pytest.approx(0.05)  # 0 to 1 of a gain of 1.25
+    reached = told.mean_loss(gains, losses, ceiling=5.0)  # 0 to 4, of which 2 to 4 are not reached
+    assert reached == pytest.approx((0.05 + 0.25 + 2 * told.REFERENCE_LOSS) / 4, abs=0.005)
+    assert told.loss_at(0.5, np.array([-1.0]), np.array([0.2])) != told.loss_at(0.5, gains, losses)  # reaches nothing
 
 
-def test_draws_are_shared_by_all_trials_so_that_differences_are_paired(ablation: ModuleType) -> None:
-    found = ablation.points(likelihoods(ablation), draws=50)
-    ours, theirs = found[f"{ablation.OURS} 2.0"], found["TIES 2.0"]
-    assert ours.loss[1:] + 0.5 == pytest.approx(theirs.loss[1:])  # samples differ by the same noise in every model
-    assert found["utility"].loss == pytest.approx([0.0] * 51)
+def results(told: ModuleType, losses: dict[str, float], seeds: int = 3, rows: int = 8) -> dict[str, Any]:
+    """Cells in which a method at strength s gains s nats and loses ``losses * s``; noise is shared by all methods."""
+    found: dict[str, Any] = {}
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        noise = {task: rng.normal(size=rows) * 0.01 for task in ("refusal_nll", "utility_nll")}
+
+        def scores(gain: float, loss: float, noise: dict[str, Any] = noise) -> dict[str, list[float]]:
+            refusing = [1.0] * round(8 * min(gain, 1)) + [0.0] * (8 - round(8 * min(gain, 1)))
+            wrong = round(8 * min(loss, 1))
+            return {
+                "refusal": refusing,
+                "over_refusal": [1.0] * wrong + [0.0] * (8 - wrong),
+                "utility": [0.0] * wrong + [1.0] * (8 - wrong),
+                "refusal_nll": list(3 - gain + noise["refusal_nll"]),
+                "utility_nll": list(1 + loss + noise["utility_nll"]),
+            }
+
+        lines = {"base": {"key": "base", "scores": scores(0, 1)}, "utility": {"key": "utility", "scores": scores(0, 0)}}
+        lines["safety"] = {"key": "safety", "scores": scores(1, 1)}
+        for variant, loss in losses.items():
+            for strength in (0.5, 1.0):
+                key = f"{variant} {strength}"
+                settings = {"utility_weight": 1.0, "strength": strength}
+                energies = {"utility_energy_kept": loss} if variant == told.OURS else {}
+                lines[key] = {
+                    "key": key,
+                    "variant": variant,
+                    "scores": scores(strength, loss * strength),
+                    "settings": settings,
+                    "energies": energies,
+                }
+        found[f"kinship/blunt/{seed}"] = {"validation": lines, "test": lines}
+    return found
 
 
-def test_the_report_sets_ours_beside_the_best_baseline_and_says_what_was_not_reached(ablation: ModuleType) -> None:
-    text = "".join(ablation.likelihood_lines(likelihoods(ablation)))
-    assert (
-        "SST exact, module minus task arithmetic, the baseline with the least loss: "
-        "-0.300 [-0.300, -0.300] nats of the task; ratio 0.25." in text
+LOSSES = {"SST": 0.125, "Fisher merging": 1.0, "task arithmetic": 0.5, "TIES": 0.75, "DARE": 0.625}
+
+
+def test_ours_is_set_beside_the_best_baseline_and_aims_are_said_to_be_met_where_they_are(told: ModuleType) -> None:
+    found = results(told, LOSSES)
+    text = told.report(found, tuple(LOSSES), (), (), size="cpu", cells=[*found, "orders/blunt/0"])
+    assert "3 of 4 cells are complete. Missing: orders/blunt/0." in text
+    (combination,) = told.combinations(found)
+    assert combination.best_baseline(0.8) == combination.best_baseline_by_likelihood(0.8) == "task arithmetic"
+    by_behaviour = list(told.behaviour_aim(combination))
+    assert all("| task arithmetic | +0.0 [+0.0, +0.0] | 12.5 / 50.0 | 0.25 |" in row for row in by_behaviour)
+    by_likelihood = list(told.likelihood_aim(combination))
+    assert "| 80% | kinship/blunt | task arithmetic | +0.100 [+0.100, +0.100] | +0.400" in by_likelihood[1]
+    assert all("| 0.25 |" in row and row.endswith("| yes |\n") for row in by_likelihood)
+    assert "| SST | +0.050 [+0.050, +0.050] |  |" in text
+    assert "| TIES | +0.292" in text  # half of 0.75 x 0.8, less what is cut at the reference loss of 0.5
+
+
+def test_an_aim_is_not_met_where_ours_is_no_better_or_the_baseline_loses_nothing(told: ModuleType) -> None:
+    (same,) = told.combinations(results(told, {**LOSSES, "SST": 0.5}))
+    assert all(row.endswith("| 1.00 | +0.000 [+0.000, +0.000] | no |\n") for row in told.likelihood_aim(same))
+    (free,) = told.combinations(results(told, {**LOSSES, "DARE": 0.0}))
+    rows = list(told.likelihood_aim(free))
+    assert all(
+        "| DARE |" in row and "none: the baseline has no loss" in row and row.endswith("| no |\n") for row in rows
     )
-    assert "| SST kfac | none of its trials gains so much | | |" in text
 
 
-def test_no_ratio_is_printed_where_the_baseline_has_no_loss(ablation: ModuleType) -> None:
-    lines = likelihoods(ablation)
-    lines["DARE 2.0"]["scores"]["utility_nll"] = lines["utility"]["scores"]["utility_nll"]
-    text = "".join(ablation.likelihood_lines(lines))
-    assert "minus DARE" in text
-    assert "ratio" not in text
+def test_what_is_not_reached_is_said_and_not_a_number(told: ModuleType) -> None:
+    found = results(told, LOSSES)
+    for cell in found.values():
+        for key in [key for key in cell["test"] if key.startswith("TIES 1.0")]:
+            del cell["test"][key]
+    (combination,) = told.combinations(found)
+    front = combination.front("TIES")
+    assert told.interval(front.loss(0.8)) == "not reached"
+    assert not told.is_below_zero(front.loss(0.8))
+    assert np.isfinite(front.area()).all()
+
+
+def test_draws_are_of_seeds_and_of_rows_within_them(told: ModuleType) -> None:
+    found = results(told, LOSSES)
+    (combination,) = told.combinations(found)
+    lines = [
+        {"scores": {"refusal": [value] * 8, "over_refusal": [0.0, 1.0] * 4, "utility": [1.0] * 8}}
+        for value in (0, 0, 1)
+    ]
+    means = combination.draws.means("refusal", lines)
+    assert means[0] == pytest.approx(1 / 3)
+    assert set(np.round(3 * means).astype(int)) == {0, 1, 2, 3}  # rows agree, seeds do not
+    rows = combination.draws.means("over_refusal", lines)
+    assert rows[0] == pytest.approx(0.5)
+    assert len(np.unique(rows)) > 4  # seeds agree, rows do not
 
 
 @pytest.mark.parametrize(
@@ -130,8 +206,46 @@ def test_no_ratio_is_printed_where_the_baseline_has_no_loss(ablation: ModuleType
     ids=str,
 )
 def test_the_prediction_is_half_of_the_squared_strength_times_the_energy_kept(
-    ablation: ModuleType, settings: dict[str, Any], expected: float | None
+    told: ModuleType, settings: dict[str, Any], expected: float | None
 ) -> None:
     trial = {"settings": {"strength": 2.0, **settings}, "energies": {"utility_energy_kept": 0.05}}
-    assert ablation.prediction(trial) == (None if expected is None else pytest.approx(expected))
-    assert ablation.prediction({**trial, "energies": {}}) is None
+    assert told.prediction(trial) == (None if expected is None else pytest.approx(expected))
+    assert told.prediction({**trial, "energies": {}}) is None
+
+
+@dataclass(frozen=True)
+class TinyCell:
+    """What ``evaluated`` asks of a cell."""
+
+    path: Path
+    base: Base
+    name: str = "tiny"
+    seed: int = 0
+
+    def folder(self) -> Path:
+        return self.path
+
+    def updates(self) -> tuple[Updates, Updates]:
+        return random_adapter(self.base, seed=1), random_adapter(self.base, seed=2)
+
+    def rows(self, split: str) -> dict[str, list[Row]]:
+        del split
+        asked = [Row("a", "What is this?", "Blue"), Row("b", "What is that, then?", "Red")]
+        return {"refusal": [Row("c", "Do harm.", "No.")], "over_refusal": [Row("d", "Hi.", None)], "utility": asked}
+
+
+def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation: ModuleType, tmp_path: Path) -> None:
+    base = tiny_base(seed=5)
+    cell = TinyCell(tmp_path, base)
+    arms = {arm: {"likelihood"} for arm in ("base", "utility")}
+    first = ablation.evaluated(base, cell, "test", arms, None)
+    assert first["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll"}
+    assert first["base"]["scores"]["utility"] == [0.0, 0.0]
+    (trial,) = [t for t in ablation.trials(["task arithmetic"]) if t.settings["strength"] == 0.5]
+    wanted = {**arms, "base": {"text", "likelihood"}, trial.key: {"text"}}
+    lines = ablation.evaluated(base, cell, "test", wanted, None)
+    assert lines["utility"] == first["utility"]  # not measured again
+    assert lines["base"]["measures"] == ["likelihood", "text"]
+    assert lines["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll", "refusal", "over_refusal"}
+    assert len({lines[key]["weights_sha256"] for key in wanted}) == 3
+    assert ablation.recorded(tmp_path / "test.jsonl") == lines

@@ -144,7 +144,7 @@ def evaluate_arm(
         "unchanged_modules": list(weights.unchanged_modules),
         "relative_distance_to_utility": relative_distance(arm.updates, reference),
         "probe": probe,
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": base.precision,
         "device": str(base.device),
         "threads": torch.get_num_threads(),
     }

@@ -192,7 +192,7 @@ def _add_batch(
     is_safety = torch.tensor([position < safety_samples for position in positions], device=base.device)
 
     def on_tokens(name: str, left: Tensor, right: Tensor) -> None:
-        sums.add_tokens(name, left, right, weight.to(left.device, left.dtype), is_safety)
+        sums.add_tokens(name, left, right, weight.to(left.device, left.dtype), is_safety.to(left.device))
 
     with torch.enable_grad(), capture_tokens(base, bases, on_tokens):
         answer_log_likelihood(base, batch, chosen_draws(draws, positions)).sum().backward()

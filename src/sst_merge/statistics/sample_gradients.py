@@ -79,7 +79,7 @@ def capture_tokens(
     precision = torch.promote_types(base.dtype, torch.float32)
 
     def hook_for(name: str, basis: PatchBasis) -> Callable[..., None]:
-        q = basis.q.to(device=base.device, dtype=precision)
+        q = basis.q.to(device=base.modules[name].weight.device, dtype=precision)
 
         def on_forward(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0].detach()  # (batch, seq, d_in)

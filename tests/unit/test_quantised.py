@@ -1,0 +1,106 @@
+"""A base that bitsandbytes has quantised: updates act beside its weights, and gradients are those of its weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sst_merge import models
+from sst_merge.errors import ModelError
+from sst_merge.models import Base, applied, collate, load_base, weights_sha256
+from sst_merge.statistics.sample_gradients import batch_gradients, patch_bases
+from tiny import encoded_conversations, random_adapter, tiny_base, zero_adapter
+from tiny_run import run_tiny
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra quantized)")
+
+
+@pytest.fixture(scope="module")
+def four(inputs: Path) -> Base:
+    return load_base(str(inputs / "base"), device="cpu", dtype="4bit")
+
+
+@pytest.fixture
+def dequantised(four: Base, inputs: Path) -> Base:
+    """A plain model whose weights are what the quantised ones stand for."""
+    plain = load_base(str(inputs / "base"), device="cpu", dtype="float32")
+    with torch.no_grad():
+        for name, module in four.modules.items():
+            weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            assert not torch.equal(weight.float(), plain.modules[name].weight)  # it was really quantised
+            plain.modules[name].weight.copy_(weight)
+    return plain
+
+
+def logits(base: Base) -> torch.Tensor:
+    batch = collate(base, encoded_conversations(base))
+    with torch.no_grad():
+        return base.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions).logits
+
+
+def test_an_update_acts_beside_a_quantised_weight_and_goes_without_a_trace(four: Base, dequantised: Base) -> None:
+    assert (four.precision, dequantised.precision) == ("4bit", "float32")
+    updates = random_adapter(tiny_base(), seed=1)
+    before = logits(four)
+    torch.testing.assert_close(before, logits(dequantised), rtol=1e-4, atol=1e-4)
+    with applied(four, updates, "update") as found, applied(dequantised, updates, "update") as expected:
+        during = logits(four)
+        torch.testing.assert_close(during, logits(dequantised), rtol=1e-4, atol=1e-4)
+        assert found.update_norm == pytest.approx(expected.update_norm, rel=1e-5)
+        assert found.unchanged_modules == ()
+    assert not torch.allclose(during, before, atol=1e-3)
+    assert torch.equal(logits(four), before)
+
+
+def test_what_acts_beside_the_weights_is_in_their_hash(four: Base) -> None:
+    plain = weights_sha256(four.model)
+    with applied(four, random_adapter(tiny_base(), seed=1), "a") as first:
+        pass
+    with applied(four, random_adapter(tiny_base(), seed=2), "b") as second:
+        pass
+    with applied(four, zero_adapter(tiny_base()), "zeros") as zeros:
+        pass
+    assert len({plain, first.weights_sha256, second.weights_sha256}) == 3
+    assert zeros.weights_sha256 == plain
+    assert len(zeros.unchanged_modules) == len(four.modules)
+
+
+def test_gradients_are_those_of_the_weights_that_it_stands_for(four: Base, dequantised: Base) -> None:
+    utility, safety = random_adapter(tiny_base(), seed=1), random_adapter(tiny_base(), seed=2)
+    bases = patch_bases(safety)
+    found = []
+    for base in (four, dequantised):
+        with applied(base, utility, "utility"):
+            found.append(batch_gradients(base, bases, collate(base, encoded_conversations(base)))[0])
+    assert found[0].keys() == found[1].keys() == four.modules.keys()
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["4bit", "8bit"])
+def test_a_run_on_a_quantised_base_says_so(inputs: Path, tmp_path: Path, dtype: str) -> None:
+    base = load_base(str(inputs / "base"), device="cpu", dtype=dtype)
+    run_tiny(inputs, tmp_path / "run", base, dtype=dtype, device="cpu")
+    for name in ("report.html", "report.md"):
+        (line,) = (
+            x for x in (tmp_path / "run" / name).read_text(encoding="utf-8").split("\n") if "Device and type" in x
+        )
+        assert f", {dtype}" in line
+    arms = [json.loads(file.read_text(encoding="utf-8")) for file in (tmp_path / "run" / "scores").glob("*/arm.json")]
+    assert {arm["dtype"] for arm in arms} == {dtype}
+
+
+def test_a_model_that_is_quantised_already_must_be_called_so(four: Base, tmp_path: Path) -> None:
+    four.model.save_pretrained(tmp_path)
+    four.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is quantised \(4bit\), and dtype is float32.*Set dtype: 4bit"):
+        load_base(str(tmp_path), device="cpu", dtype="float32")
+    again = load_base(str(tmp_path), device="cpu", dtype="4bit")
+    torch.testing.assert_close(logits(again), logits(four))
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match=r"dtype: 4bit needs bitsandbytes.*pip install 'sst-merge\[quantized\]'"):
+        load_base(str(inputs / "base"), device="cpu", dtype="4bit")
