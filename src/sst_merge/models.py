@@ -624,7 +624,7 @@ def answer_log_likelihood(
 ) -> Float[Tensor, " batch"]:
     """``log p(answer | prompt)``, summed over the answer's tokens, in nats; differentiable.
 
-    Logits are computed for the columns that hold answers only (``logits_to_keep``), by the model's own head.
+    Logits are computed for the answers' tokens only, by the model's own head.
 
     Args:
         base: The model.
@@ -634,32 +634,55 @@ def answer_log_likelihood(
             (teacher forcing), so that labels are independent given the context.
     """
     width = max(1, int(batch.answer_mask.sum(dim=1).max()))  # answers end in the last column
-    logits = base.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-        logits_to_keep=width + 1,
-        use_cache=False,
-    ).logits[:, :-1]
     targets, wanted = batch.ids[:, -width:], batch.answer_mask[:, -width:]
-    if draws is not None:
-        targets = _drawn_tokens(logits.detach(), draws)
-    token_log_likelihood = -nn.functional.cross_entropy(
-        _at_least_float32(logits).transpose(1, 2), targets, reduction="none"
-    )  # (batch, width)
-    return (token_log_likelihood * wanted).sum(dim=1)
+    with _head_reads(base, nn.functional.pad(wanted, (0, 1))):  # the last column predicts what nobody asks
+        logits = base.model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            logits_to_keep=width + 1,
+            use_cache=False,
+        ).logits[0]  # (answer tokens, vocabulary)
+    chosen = targets[wanted] if draws is None else _drawn_tokens(logits.detach(), draws.to(wanted.device)[wanted])
+    found = -nn.functional.cross_entropy(_at_least_float32(logits), chosen.to(logits.device), reduction="none")
+    by_token = found.new_zeros(wanted.shape)
+    by_token[wanted.to(found.device)] = found
+    return by_token.sum(dim=1)
+
+
+@contextmanager
+def _head_reads(base: Base, places: Bool[Tensor, "batch columns"]) -> Iterator[None]:
+    """While open, the output head sees these places of its input only, in a row: answers differ in length.
+
+    Raises:
+        ModelError: If the model has no head module to tell.
+    """
+    head = base.model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise ModelError(f"base_model: {base.reference} has no output head of its own; it is no causal language model.")
+
+    def on_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        hidden = inputs[0]  # (batch, columns, hidden)
+        return hidden[places.to(hidden.device)][None]
+
+    handle = head.register_forward_pre_hook(on_input)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _drawn_tokens(
-    logits: Float[Tensor, "batch width vocabulary"], draws: Float[Tensor, "batch width"]
-) -> Int[Tensor, "batch width"]:
+    logits: Float[Tensor, "tokens vocabulary"], draws: Float[Tensor, " tokens"]
+) -> Int[Tensor, " tokens"]:
     """Tokens by inverting the cumulative distribution: the same draw gives the same token in any batch."""
     drawn = []
-    for row, numbers in zip(logits, draws.to(logits.device, torch.float64), strict=True):  # one at a time: float64
-        cumulative = row.double().softmax(dim=1).cumsum(dim=1)
+    draws = draws.to(logits.device, torch.float64)
+    for rows, numbers in zip(logits.split(64), draws.split(64), strict=True):  # few at a time: float64
+        cumulative = rows.double().softmax(dim=1).cumsum(dim=1)
         places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)[:, 0]
-        drawn.append(places.clamp(max=row.shape[1] - 1))
-    return torch.stack(drawn)
+        drawn.append(places.clamp(max=rows.shape[1] - 1))
+    return torch.cat(drawn)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,15 @@ class Processes:
         Example:
             >>> Processes(rank=5, count=8, local_rank=1).own_device("cuda"), Processes().own_device("cuda")
             ('cuda:1', 'cuda')
+
+        Raises:
+            ConfigError: If every process would spread the model over all GPUs.
         """
+        if self.count > 1 and device == "balanced":
+            raise ConfigError(
+                f"device: balanced spreads one model over all GPUs, which {self.count} processes cannot share. Start "
+                "one process, or use device: cuda for one GPU each."
+            )
         return f"cuda:{self.local_rank}" if self.count > 1 and device == "cuda" else device
 
     def leave(self) -> None:

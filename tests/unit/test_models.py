@@ -183,6 +183,8 @@ def test_a_folder_loads_to_the_same_weights_and_a_missing_one_is_named(tmp_path:
     loaded = load_base(str(folder), device="cpu")
     assert weights_sha256(loaded.model) == weights_sha256(tiny_model("llama", seed=3))
     assert encode(loaded, "hi", "Hello") == encode(tiny_base(), "hi", "Hello")
+    spread = load_base(str(folder), device="balanced")  # by accelerate, over what there is
+    assert weights_sha256(spread.model) == weights_sha256(loaded.model)
     assert load_base(str(folder), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(ModelError, match="nowhere"):
         load_base(str(tmp_path / "nowhere"))

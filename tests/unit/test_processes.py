@@ -23,6 +23,12 @@ def test_each_of_several_takes_its_own_gpu_and_none_on_the_cpu() -> None:
     assert second.own_device("cuda:0") == "cuda:0"
 
 
+def test_processes_do_not_share_the_gpus_that_one_model_is_spread_over() -> None:
+    assert Processes().own_device("balanced") == "balanced"
+    with pytest.raises(ConfigError, match=r"2 processes cannot share.*device: cuda for one GPU each"):
+        Processes(count=2).own_device("balanced")
+
+
 def test_processes_that_cannot_find_each_other_are_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
