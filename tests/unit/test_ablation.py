@@ -42,7 +42,7 @@ def line(variant: str, key: str, **scores: float | list[float]) -> dict[str, Any
 
 def test_every_method_gets_the_same_number_of_different_trials_and_all_are_valid(ablation: ModuleType) -> None:
     trials = ablation.trials()
-    assert set(Counter(trial.variant for trial in trials).values()) == {6}
+    assert set(Counter(trial.variant for trial in trials).values()) == {7}
     assert {trial.variant for trial in trials} == {*ablation.MAIN, *ablation.STRUCTURES}
     assert len({trial.key for trial in trials}) == len(trials)
     for trial in trials:
@@ -168,6 +168,15 @@ def test_an_aim_is_not_met_where_ours_is_no_better_or_the_baseline_loses_nothing
     )
 
 
+def test_less_harm_counts_for_nothing_where_ours_refuses_less(told: ModuleType) -> None:
+    found = results(told, LOSSES)
+    for cell in found.values():
+        for key in ("SST 0.5", "SST 1.0"):
+            cell["test"][key]["scores"]["refusal"] = [0.0] * 2 + [1.0] * 6
+    (combination,) = told.combinations(found)
+    assert all(row.count("no: refuses less") == 2 for row in told.behaviour_aim(combination))
+
+
 def test_what_is_not_reached_is_said_and_not_a_number(told: ModuleType) -> None:
     found = results(told, LOSSES)
     for cell in found.values():
@@ -238,12 +247,12 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
     base = tiny_base(seed=5)
     cell = TinyCell(tmp_path, base)
     arms = {arm: {"likelihood"} for arm in ("base", "utility")}
-    first = ablation.evaluated(base, cell, "test", arms, None)
+    first = ablation.evaluated(base, cell, "test", arms, {})
     assert first["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll"}
     assert first["base"]["scores"]["utility"] == [0.0, 0.0]
     (trial,) = [t for t in ablation.trials(["task arithmetic"]) if t.settings["strength"] == 0.5]
     wanted = {**arms, "base": {"text", "likelihood"}, trial.key: {"text"}}
-    lines = ablation.evaluated(base, cell, "test", wanted, None)
+    lines = ablation.evaluated(base, cell, "test", wanted, {})
     assert lines["utility"] == first["utility"]  # not measured again
     assert lines["base"]["measures"] == ["likelihood", "text"]
     assert lines["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll", "refusal", "over_refusal"}
