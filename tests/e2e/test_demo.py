@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from sst_merge.config import RunConfig, validate
-from sst_merge.models import Base, encode, load_base, next_token_log_probabilities
+from sst_merge.inference import encode, next_token_log_probabilities
+from sst_merge.models import Base, load_base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages import run as run_stage
 from tiny import load_with_peft

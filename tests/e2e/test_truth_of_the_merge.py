@@ -13,18 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import read_adapter
+from sst_merge.inference import Completion, ReadPrompts, encode, next_token_log_probabilities
 from sst_merge.methods.sst import Sst
 from sst_merge.methods.task_arithmetic import TaskArithmetic
-from sst_merge.models import (
-    Applied,
-    Base,
-    Completion,
-    ReadPrompts,
-    encode,
-    linear_modules,
-    next_token_log_probabilities,
-)
+from sst_merge.models import Base, linear_modules
 from sst_merge.stages import evaluate as evaluate_stage
+from sst_merge.weights import Applied
 from tiny import load_with_peft
 from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny
 

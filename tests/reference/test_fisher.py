@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sst_merge.models import Base, Encoded, applied, collate
+from sst_merge.inference import Encoded, collate
+from sst_merge.models import Base
 from sst_merge.statistics import SampleGradients
 from sst_merge.statistics.sample_gradients import batch_gradients, chosen_draws, patch_bases
 from sst_merge.statistics.stored import PatchBasis
+from sst_merge.weights import applied
 from tiny import FAMILIES, Family, encoded_conversations, random_adapter, tiny_base
 
 # Two ways of summing the same float64 terms; gradients are of order 1 to 100.

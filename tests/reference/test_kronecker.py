@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from sst_merge.errors import NumericalError
+from sst_merge.inference import Encoded
 from sst_merge.kronecker import KroneckerFisher, kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.methods.keep import Keep
-from sst_merge.models import Base, Encoded, applied
+from sst_merge.models import Base
 from sst_merge.statistics import KroneckerFactors, SampleGradients
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
+from sst_merge.weights import applied
 from tiny import FAMILIES, Family, encoded_conversations, random_adapter, tiny_base
 
 ROWS, COLUMNS = 7, 4

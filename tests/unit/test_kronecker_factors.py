@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from sst_merge.errors import NumericalError
-from sst_merge.models import Base, applied
+from sst_merge.models import Base
 from sst_merge.statistics import KroneckerFactors, kronecker_factors
 from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.weights import applied
 from tiny import encoded_conversations, random_adapter, random_update, zero_adapter
 
 

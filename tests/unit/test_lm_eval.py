@@ -7,9 +7,10 @@ import torch
 
 from mmlu_copy import SPLITS, question, write_csv_copy, write_hub_copy, write_table
 from sst_merge.errors import ConfigError, DataError
-from sst_merge.models import Base, applied
+from sst_merge.models import Base
 from sst_merge.tasks import LmEval
 from sst_merge.tasks.local_copy import subjects
+from sst_merge.weights import applied
 from tiny import FAMILIES, Family, random_adapter, tiny_base
 
 

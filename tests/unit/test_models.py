@@ -6,25 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sst_merge import models
+from sst_merge import inference
 from sst_merge.errors import ModelError
-from sst_merge.models import (
-    Base,
+from sst_merge.inference import (
     Encoded,
     answer_log_likelihood,
-    applied,
-    check_modules,
     collate,
     continuation_log_likelihoods,
     encode,
     generate,
     length_sorted,
-    load_base,
     prefix_log_likelihoods,
-    prepare_base,
     read_prompts,
-    weights_sha256,
 )
+from sst_merge.models import Base, load_base, prepare_base
+from sst_merge.weights import applied, check_modules, weights_sha256
 from tiny import (
     BOS,
     CONVERSATIONS,
@@ -320,7 +316,7 @@ def test_what_every_prompt_begins_with_is_read_once_and_changes_nothing(
     read = read_prompts(base, prompts)
     assert bool((read.batch.mask[:, :6] == 1).all())  # the template's beginning stands before the padding
     together = generate(base, read, max_new_tokens=8)
-    monkeypatch.setattr(models, "_shared_tokens", lambda *_: 0)
+    monkeypatch.setattr(inference, "_shared_tokens", lambda *_: 0)
     apart = read_prompts(base, prompts)
     assert not bool((apart.batch.mask[:, :6] == 1).all())
     torch.testing.assert_close(read.first_logits, apart.first_logits)

@@ -13,7 +13,8 @@ from sst_merge.experiments import dry_run
 from sst_merge.experiments.dry_run import Speed, forecast, told
 from sst_merge.experiments.exp1 import Exp1
 from sst_merge.experiments.presets import ALL, PRESETS, preset
-from sst_merge.models import architecture, encode, load_base
+from sst_merge.inference import encode
+from sst_merge.models import architecture, load_base
 from tiny import FAMILIES, Family
 
 # Parameters, linear modules, and d_out x d_in of the key and of the gate projection, after the models' own pages.

@@ -8,8 +8,10 @@ import torch
 
 from sst_merge import models
 from sst_merge.errors import ModelError
-from sst_merge.models import Base, applied, collate, load_base, weights_sha256
+from sst_merge.inference import collate
+from sst_merge.models import Base, load_base
 from sst_merge.statistics.sample_gradients import batch_gradients, patch_bases
+from sst_merge.weights import applied, weights_sha256
 from tiny import encoded_conversations, random_adapter, tiny_base, zero_adapter
 from tiny_run import run_tiny
 

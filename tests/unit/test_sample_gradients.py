@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from sst_merge.errors import NumericalError
+from sst_merge.inference import collate
 from sst_merge.linalg import patch_coordinates
-from sst_merge.models import Base, applied, collate
+from sst_merge.models import Base
 from sst_merge.statistics import SampleGradients
 from sst_merge.statistics.sample_gradients import batch_gradients, capture_gradients, choose_side, patch_bases
+from sst_merge.weights import applied
 from tiny import encoded_conversations, in_another_gauge, random_adapter, random_update, zero_adapter
 
 

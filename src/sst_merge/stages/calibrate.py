@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.data import Row
+from sst_merge.inference import Encoded, encode
 from sst_merge.linalg import PatchForm
 from sst_merge.methods import module_generator
-from sst_merge.models import Base, Encoded, applied, check_modules, encode
+from sst_merge.models import Base
 from sst_merge.processes import Processes
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import canonical_sha256, require_free_space, versions
@@ -22,6 +23,7 @@ from sst_merge.stages.plan import Plan, describe, requests, rows_sha256
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import ALONE
+from sst_merge.weights import applied, check_modules
 
 TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 

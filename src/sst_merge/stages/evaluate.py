@@ -19,12 +19,10 @@ from sst_merge.adapter import Updates, concatenate, squared_norm, total_norm
 from sst_merge.adapter_io import folder_sha256, read_adapter
 from sst_merge.config import EvaluationConfig, TaskConfig
 from sst_merge.data import Row
-from sst_merge.models import (
-    Base,
+from sst_merge.inference import (
     Completion,
     Encoded,
     ReadPrompts,
-    applied,
     continuation_log_likelihoods,
     encode,
     generate,
@@ -33,6 +31,7 @@ from sst_merge.models import (
     prefix_log_likelihoods,
     read_prompts,
 )
+from sst_merge.models import Base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
@@ -41,6 +40,7 @@ from sst_merge.stages.plan import Plan, Role
 from sst_merge.statistics import Statistics
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
+from sst_merge.weights import applied
 
 PROBES = 16
 

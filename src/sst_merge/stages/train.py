@@ -20,7 +20,8 @@ from sst_merge.config import DataSource, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, load_rows
 from sst_merge.errors import AdapterError, DataError
 from sst_merge.estimates import mean, paired_difference
-from sst_merge.models import Base, encode, load_base
+from sst_merge.inference import encode
+from sst_merge.models import Base, load_base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm

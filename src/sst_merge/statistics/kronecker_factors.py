@@ -25,8 +25,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sst_merge.errors import NumericalError
+from sst_merge.inference import Encoded, answer_log_likelihood, collate, length_sorted
 from sst_merge.kronecker import KroneckerFisher
-from sst_merge.models import Base, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.models import Base
 from sst_merge.processes import Processes
 from sst_merge.statistics.sample_gradients import capture_tokens, chosen_draws
 from sst_merge.statistics.stored import (

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sst_merge.adapter import Updates
 from sst_merge.errors import NumericalError
+from sst_merge.inference import Batch, Encoded, answer_log_likelihood, collate, length_sorted
 from sst_merge.linalg import Side, joint_basis, patch_basis
-from sst_merge.models import Base, Batch, Encoded, answer_log_likelihood, collate, length_sorted
+from sst_merge.models import Base
 from sst_merge.processes import Processes
 from sst_merge.statistics.stored import (
     ALONE,
@@ -138,7 +139,7 @@ def batch_gradients(
         bases: Coordinates per module.
         batch: Prompts with answers.
         draws: If given, the answers' tokens are sampled from the model by these numbers; see
-            :func:`sst_merge.models.answer_log_likelihood`.
+            :func:`sst_merge.inference.answer_log_likelihood`.
 
     Raises:
         NumericalError: If a gradient is NaN or infinite.

@@ -12,13 +12,15 @@ import torch
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
 from sst_merge.errors import RunFolderError
-from sst_merge.models import Base, applied, encode
+from sst_merge.inference import encode
+from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
 from sst_merge.stages.calibrate import LazyBase, calibrate, encode_rows, label_draws, statistics_folder
 from sst_merge.stages.plan import plan, write_plan
 from sst_merge.statistics import KroneckerFactors, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.weights import applied
 from tiny_run import run_config
 
 DATA = ("utility", "safety")

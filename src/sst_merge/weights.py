@@ -1,0 +1,121 @@
+"""Weights of a base while an update is added to them, and their hash."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sst_merge.adapter import Update, Updates, squared_norm
+from sst_merge.errors import ModelError
+from sst_merge.models import Base, at_least_float32, is_quantised
+
+
+def check_modules(base: Base, updates: Updates, where: str) -> None:
+    """Every module of an adapter must exist in the model with the same shape.
+
+    Raises:
+        ModelError: Naming the first module that does not fit.
+    """
+    for name, update in updates.items():
+        if name not in base.modules:
+            near = [known for known in base.modules if known.rpartition(".")[2] == name.rpartition(".")[2]]
+            raise ModelError(
+                f"{where}: module '{name}' is not a linear module of {base.reference}"
+                + (f" (it has '{near[0]}')." if near else ".")
+                + " The adapter was trained on another architecture."
+            )
+        expected = (base.modules[name].out_features, base.modules[name].in_features)
+        if update.shape != expected:
+            raise ModelError(
+                f"{where}: module '{name}' has an update of shape {update.shape}, but the weight in {base.reference} "
+                f"is {expected}. The adapter was trained on a model of another size."
+            )
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What :func:`applied` did to the weights."""
+
+    weights_sha256: str
+    """Of all tensors of the model as they were evaluated."""
+    update_norm: float
+    """Frobenius norm of the change over all modules, after the cast to the model's precision."""
+    unchanged_modules: tuple[str, ...]
+    """Modules whose weight has the same bytes as the base's."""
+
+
+@contextmanager
+def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
+    """The base with ``W + b @ a`` in place of ``W``, in float32 and cast once; the old weights come back on exit.
+
+    Meanwhile the old weights of the changed modules wait in host memory, so that a GPU holds the model once. A
+    quantised weight stays as it is, and ``b @ a`` acts beside it, as PEFT has it: quantising the sum would lose small
+    updates.
+
+    Args:
+        base: Its weights change while the context is open.
+        updates: Added to the weights; empty for the base itself.
+        where: Name for error messages.
+
+    Raises:
+        ModelError: If a module is missing or has another shape.
+    """
+    check_modules(base, updates, where)
+    beside = {name: updates[name] for name in sorted(updates) if is_quantised(base.modules[name])}
+    inside = {name: updates[name] for name in sorted(updates) if name not in beside}
+    kept = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in inside}
+    squared, unchanged, handles, digest = 0.0, [], [], hashlib.sha256()
+    try:
+        for name, update in beside.items():
+            compact = update.without_zero_components()
+            squared += squared_norm(compact)
+            if compact.rank:
+                handles.append(_add_beside(base.modules[name], compact, base.dtype))
+                for factor in (compact.b, compact.a):
+                    digest.update(f"{name} {tuple(factor.shape)}\n".encode() + factor.contiguous().numpy().tobytes())
+            else:
+                unchanged.append(name)
+        with torch.no_grad():
+            for name, update in inside.items():
+                weight = base.modules[name].weight
+                compact = update.without_zero_components()
+                if compact.rank:
+                    weight.copy_(at_least_float32(weight) + compact.dense().to(weight.device))
+                change = at_least_float32(weight) - at_least_float32(kept[name].to(weight.device))
+                squared += float(change.double().square().sum())
+                if not bool(change.any()):
+                    unchanged.append(name)
+        weights = weights_sha256(base.model)
+        if handles:  # what acts beside the weights is part of what is evaluated
+            digest.update(weights.encode())
+            weights = digest.hexdigest()
+        yield Applied(weights, squared**0.5, tuple(unchanged))
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for name, weight in kept.items():
+                base.modules[name].weight.copy_(weight)
+
+
+def _add_beside(module: nn.Linear, update: Update, dtype: torch.dtype) -> Any:
+    """Let an update act on a module's input beside its weight; the handle takes it off again."""
+    b, a = (factor.to(module.weight.device, dtype) for factor in (update.b, update.a))
+
+    def on_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + nn.functional.linear(nn.functional.linear(inputs[0].to(dtype), a), b).to(output.dtype)
+
+    return module.register_forward_hook(on_forward)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over sorted (name, dtype, shape, bytes) of a model's parameters, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
