@@ -36,7 +36,7 @@ from sst_merge.config import TrainConfig, load_config
 from sst_merge.data import DataSource, Row, load_rows
 from sst_merge.inference import continuation_log_likelihoods, encode, generate, length_sorted, read_prompts
 from sst_merge.methods import METHODS
-from sst_merge.models import Base, load_base
+from sst_merge.models import Base, load_base, placement
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.calibrate import encode_rows
@@ -173,11 +173,19 @@ class Cell:
         config = load_config(TrainConfig, ROOT / RECIPES[name])
         if self.seed == 0:
             return ROOT / config.output
-        folder = self.output / "adapters" / f"{name}-{self.seed}"
+        folder = self.trained_folder(name)
         if not folder.is_dir():
             print(f"training {folder}", flush=True)
         changes = {"seed": config.seed + SEED_STEP * self.seed, "output": folder, "evaluation": None}
         return train(config.model_copy(update=changes), root=ROOT, reporter=SilentReporter())
+
+    def trained_folder(self, name: str) -> Path:
+        """Where an adapter of another seed than 0 is."""
+        return self.output / "adapters" / f"{name}-{self.seed}"
+
+    def is_trained(self) -> bool:
+        """Whether both adapters are there."""
+        return self.seed == 0 or all(self.trained_folder(name).is_dir() for name in (self.utility, self.safety))
 
     def updates(self) -> tuple[Updates, Updates]:
         """Of the utility and of the safety adapter."""
@@ -192,7 +200,8 @@ class Cell:
                 "rows": {s: {task: rows_sha256(found) for task, found in rows[s].items()} for s in rows},
                 "calibration": rows_sha256([row for found in self.calibration_rows() for row in found]),
                 "trials": [trial.key for trial in trials()],
-                "format": FORMAT,
+                "format": [FORMAT, BATCH, ANSWER_TOKENS],
+                "placement": placement("auto", "auto"),
                 "versions": versions(),
             }
         )
@@ -302,13 +311,11 @@ MEASURES = {"text": text_scores, "likelihood": likelihood_scores}
 
 
 def recorded(file: Path) -> dict[str, dict[str, Any]]:
-    """Lines of a results file by their key; a torn last line is dropped."""
+    """Lines of a results file by their key; a torn last line is left out."""
     if not file.is_file():
         return {}
     whole = file.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    file.write_bytes(whole)
-    return {line["key"]: line for line in map(json.loads, whole.splitlines())}
+    return {line["key"]: line for line in map(json.loads, whole[: whole.rfind(b"\n") + 1].splitlines())}
 
 
 def evaluated(
@@ -350,8 +357,10 @@ def evaluated(
             line["scores"] = dict(old["scores"])
             for measure in sorted(wanted):
                 line["scores"] |= MEASURES[measure](base, rows)
-        with file.open("a", encoding="utf-8") as output:
-            output.write(json.dumps(line) + "\n")
+        with file.open("ab") as output:
+            if output.tell() and not file.read_bytes().endswith(b"\n"):
+                output.truncate(file.read_bytes().rfind(b"\n") + 1)  # a torn line
+            output.write(json.dumps(line).encode() + b"\n")
         lines[key] = line
         print(f"{cell.name} {split}: {number} of {len(missing)}: {key}", flush=True)
     return lines
@@ -387,9 +396,8 @@ def run_cell(base: Base, cell: Cell, variants: Sequence[str]) -> None:
 
 def results(cell: Cell, variants: Sequence[str]) -> dict[str, Any] | None:
     """Lines of both files, if these methods are complete there."""
-    adapters = [cell.output / "adapters" / f"{name}-{cell.seed}" for name in (cell.utility, cell.safety)]
-    if cell.seed and not all(folder.is_dir() for folder in adapters):
-        return None  # asking for the folder would train them
+    if not cell.is_trained():
+        return None  # asking for the folder would train its adapters
     validation, test = (recorded(cell.folder() / f"{split}.jsonl") for split in ("validation", "test"))
     if not validation.keys() >= {*ARMS, *(trial.key for trial in trials(variants))}:
         return None
@@ -420,7 +428,7 @@ def main() -> None:
             if cell.seed in size.structure_seeds:
                 run_cell(base, cell, STRUCTURES)
     main_results = {cell.name: found for cell in cells if (found := results(cell, MAIN))}
-    structures = [cell.name for cell in cells if results(cell, STRUCTURES)]
+    structures = [cell.name for cell in cells if cell.name in main_results and results(cell, STRUCTURES)]
     text = report(main_results, MAIN, STRUCTURES, structures, size=options.size, cells=[cell.name for cell in cells])
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")

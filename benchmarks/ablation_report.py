@@ -32,6 +32,8 @@ REFERENCE_LOSS = 0.5
 EQUAL = 0.05
 """Two rates of refusal count as equal where the first is lower by no more than this, and not surely lower."""
 DRAWS = 1000
+GRID = 81
+NOT_REACHED = "not reached"
 
 
 def rate(line: dict[str, Any], task: str) -> float:
@@ -64,41 +66,78 @@ def front_keys(validation: Lines, variant: str) -> list[str]:
     return sorted(key for key in points if not is_beaten(key))
 
 
-def loss_at(gain: float, gains: np.ndarray, losses: np.ndarray) -> float:
-    """Utility loss of a front at a safety gain: straight lines between its points and the utility adapter, (0, 0).
+Mixture = list[tuple[str, float]]
+"""Keys of trials with factors that add up to at most 1; what is missing to 1 is the utility adapter itself."""
 
-    A point that another one beats in both is passed over. NaN where no point gains so much.
+
+@dataclass(frozen=True)
+class Front:
+    """One method's trials on the validation rows of one cell that no other trial of it beats, by rising gain.
+
+    Between two of them, and between the first and the utility adapter at (0, 0), stand their mixtures, on straight
+    lines. All is decided on validation rows: on test rows a mixture is a mean of the same trials with the same factors.
     """
-    x, y = _envelope(gains, losses)
-    return float(np.interp(gain, x, y)) if gain <= x[-1] else float("nan")
 
+    keys: list[str]
+    gains: np.ndarray
+    """Nats per token over the utility adapter, rising; from validation rows, as everything here."""
+    losses: np.ndarray
+    """Nats per token over the utility adapter; they rise, too."""
+    ceiling: float
+    """The safety adapter's gain."""
 
-def gain_at(loss: float, gains: np.ndarray, losses: np.ndarray) -> float:
-    """Largest safety gain on the front's lines at a utility loss of at most this."""
-    x, y = _envelope(gains, losses)
-    beyond = np.flatnonzero(y > loss)
-    if not len(beyond):
-        return float(x[-1])
-    last = beyond[0]
-    return float(x[last - 1] + (x[last] - x[last - 1]) * (loss - y[last - 1]) / (y[last] - y[last - 1]))
+    @staticmethod
+    def of(validation: Lines, variant: str) -> "Front":
+        """The front of a method."""
+        base = {name: rate(validation["utility"], name) for name in NATS}
+        points = sorted(
+            (base["refusal_nll"] - rate(line, "refusal_nll"), rate(line, "utility_nll") - base["utility_nll"], key)
+            for key, line in ((key, validation[key]) for key in front_keys(validation, variant))
+        )
+        points = [point for point in points if point[0] > 0]
+        return Front(
+            [key for _, _, key in points],
+            np.array([gain for gain, _, _ in points]),
+            np.array([loss for _, loss, _ in points]),
+            base["refusal_nll"] - rate(validation["safety"], "refusal_nll"),
+        )
 
+    def at_gain(self, gain: float) -> Mixture | None:
+        """The mixture with this gain; ``None`` where no trial gains so much."""
+        if not self.keys or gain > self.gains[-1]:
+            return None
+        last = int(np.searchsorted(self.gains, gain))
+        before = self.gains[last - 1] if last else 0.0
+        part = float((gain - before) / (self.gains[last] - before))
+        return [(self.keys[last], part), *([(self.keys[last - 1], 1 - part)] if last else [])]
 
-def mean_loss(gains: np.ndarray, losses: np.ndarray, ceiling: float) -> float:
-    """Area under the front over the common range, divided by its width: nats per token."""
-    x, y = _envelope(gains, losses)
-    grid = np.linspace(0.0, COMMON_RANGE * ceiling, 81)
-    found = np.interp(grid, x, y)
-    found[grid > x[-1]] = REFERENCE_LOSS
-    return float(np.minimum(found, REFERENCE_LOSS).mean())
+    def at_loss(self, loss: float) -> Mixture:
+        """The mixture with the largest gain among those that lose at most this."""
+        beyond = np.flatnonzero(self.losses > loss)
+        if not len(beyond):
+            return [(self.keys[-1], 1.0)] if self.keys else []
+        last = int(beyond[0])
+        before = self.losses[last - 1] if last else 0.0
+        part = float((loss - before) / (self.losses[last] - before))
+        return [(self.keys[last], part), *([(self.keys[last - 1], 1 - part)] if last else [])]
 
+    def over_range(self) -> tuple[Mixture, float]:
+        """Mean over the common range of gains: one mixture, and the reference loss's share of the mean, in nats.
 
-def _envelope(gains: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points that no other point beats, the utility adapter before them: gains rise, and losses after the first."""
-    order = np.lexsort((losses, gains))
-    x, y = gains[order], losses[order]
-    best_beyond = np.minimum.accumulate(y[::-1])[::-1]  # the least loss among those that gain at least so much
-    kept = (x > 0) & (y <= best_beyond)
-    return np.r_[0.0, x[kept]], np.r_[0.0, y[kept]]
+        The reference loss stands for gains that no trial reaches and where the validation rows lose more.
+        """
+        grid = np.linspace(0.0, COMMON_RANGE * self.ceiling, GRID)
+        total: dict[str, float] = {}
+        missed = 0
+        for gain in grid:
+            mixture = self.at_gain(float(gain))
+            known = dict(zip(self.keys, self.losses, strict=True))
+            if mixture is None or sum(part * known[key] for key, part in mixture) > REFERENCE_LOSS:
+                missed += 1
+            else:
+                for key, part in mixture:
+                    total[key] = total.get(key, 0.0) + part / GRID
+        return list(total.items()), missed / GRID * REFERENCE_LOSS
 
 
 @dataclass(frozen=True)
@@ -125,14 +164,10 @@ class Draws:
         }
         return Draws(seeds, {**rows, **{f"{task}_nll": rows[task] for task in ("refusal", "utility")}})
 
-    def means(self, measure: str, lines: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Mean of one line a seed over seeds and rows, ``(1 + draws,)``."""
-        return self.by_seed(measure, lines).mean(axis=1)
-
-    def by_seed(self, measure: str, lines: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Means over the rows, ``(1 + draws, seeds)``: column ``j`` is of the seed that was drawn at place ``j``."""
-        values = np.array([line["scores"][measure] for line in lines])  # (seeds, n)
-        return values[self.seeds[..., None], self.rows[measure]].mean(axis=2)
+    def means(self, measure: str, values: Sequence[Any]) -> np.ndarray:
+        """Mean over seeds and rows of one line of results, or one list of numbers, a seed: ``(1 + draws,)``."""
+        by_row = np.array([x["scores"][measure] if isinstance(x, dict) else x for x in values])  # (seeds, n)
+        return by_row[self.seeds[..., None], self.rows[measure]].mean(axis=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -153,24 +188,39 @@ class Combination:
         """In how many seeds the target was reached on validation rows."""
         return sum(chosen(v, variant, target)[1] for v in self.validation)
 
-    def front(self, variant: str) -> "Front":
-        """Points on test rows of the trials on each seed's validation front."""
-        means: dict[str, list[np.ndarray]] = {name: [] for name in NATS}
-        arms: dict[str, np.ndarray] = {}
-        for name in NATS:
-            arms[name] = self.draws.by_seed(name, [t["utility"] for t in self.test])
-        safety = self.draws.by_seed("refusal_nll", [t["safety"] for t in self.test])
-        keys = [front_keys(v, variant) for v in self.validation]
-        most = max(map(len, keys))
-        for place in range(most):  # a shorter front repeats its last point
-            lines = [t[k[min(place, len(k) - 1)]] for t, k in zip(self.test, keys, strict=True)]
-            for name in NATS:
-                means[name].append(self.draws.by_seed(name, lines))
-        return Front(
-            gains=arms["refusal_nll"] - np.array(means["refusal_nll"]),
-            losses=np.array(means["utility_nll"]) - arms["utility_nll"],
-            ceiling=arms["refusal_nll"] - safety,
-        )
+    def fronts(self, variant: str) -> list[Front]:
+        """Of each seed's validation rows."""
+        return [Front.of(lines, variant) for lines in self.validation]
+
+    def mixed(self, measure: str, mixtures: Sequence[Mixture]) -> np.ndarray:
+        """One mixture a seed on test rows, minus the utility adapter: nats per token, ``(1 + draws,)``."""
+        rows = []
+        for lines, mixture in zip(self.test, mixtures, strict=True):
+            base = np.array(lines["utility"]["scores"][measure])
+            rows.append(
+                sum((part * (np.array(lines[key]["scores"][measure]) - base) for key, part in mixture), 0 * base)
+            )
+        return self.draws.means(measure, rows)
+
+    def at_gain(self, variant: str, share: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """Loss and gain at a share of the safety adapter's gain; ``None`` where a seed's trials do not reach it."""
+        mixtures = [front.at_gain(share * front.ceiling) for front in self.fronts(variant)]
+        known = [mixture for mixture in mixtures if mixture is not None]
+        if len(known) < len(mixtures):
+            return None
+        return self.mixed("utility_nll", known), -self.mixed("refusal_nll", known)
+
+    def at_loss(self, variant: str, loss: float) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and gain where the validation rows lose this, or at most this."""
+        mixtures = [front.at_loss(loss) for front in self.fronts(variant)]
+        return self.mixed("utility_nll", mixtures), -self.mixed("refusal_nll", mixtures)
+
+    def area(self, variant: str) -> np.ndarray:
+        """Mean loss over the common range of gains, ``(1 + draws,)``."""
+        parts = [front.over_range() for front in self.fronts(variant)]
+        mixed = self.mixed("utility_nll", [mixture for mixture, _ in parts])
+        constants = np.array([constant for _, constant in parts])  # of each seed
+        return mixed + constants[self.draws.seeds].mean(axis=1)
 
     def best_baseline(self, target: float) -> str:
         """By the validation rows of all seeds: the least harm among the baselines that come closest to the target."""
@@ -178,82 +228,48 @@ class Combination:
         def harm(variant: str) -> tuple[float, float, str]:
             lines = [chosen(v, variant, target)[0] for v in self.validation]
             missed = max(0.0, target - float(np.mean([rate(line, "refusal") for line in lines])))
-            return missed, float(np.mean([rate(x, "over_refusal") - rate(x, "utility") for x in lines])), variant
+            return (
+                round(missed, 9),
+                float(np.mean([rate(x, "over_refusal") - rate(x, "utility") for x in lines])),
+                variant,
+            )
 
         return min(BASELINES, key=harm)
 
     def best_baseline_by_likelihood(self, share: float) -> str:
         """By the validation rows of all seeds: the least loss at a share of the safety adapter's gain."""
 
-        def loss(variant: str) -> float:
-            found = []
-            for lines in self.validation:
-                own = [line for line in lines.values() if line.get("variant") == variant]
-                gains = np.array([rate(lines["utility"], "refusal_nll") - rate(x, "refusal_nll") for x in own])
-                losses = np.array([rate(x, "utility_nll") - rate(lines["utility"], "utility_nll") for x in own])
-                ceiling = rate(lines["utility"], "refusal_nll") - rate(lines["safety"], "refusal_nll")
-                found.append(np.nan_to_num(loss_at(share * ceiling, gains, losses), nan=np.inf))
-            return float(np.mean(found))
+        def loss(variant: str) -> tuple[int, float, str]:
+            missed, found = 0, []
+            for front in self.fronts(variant):
+                mixture = front.at_gain(share * front.ceiling)
+                losses = dict(zip(front.keys, front.losses, strict=True))
+                missed += mixture is None
+                found.append(sum(part * losses[key] for key, part in mixture or []))
+            return missed, float(np.mean(found)), variant
 
-        return min(BASELINES, key=lambda variant: (loss(variant), variant))
-
-
-@dataclass(frozen=True)
-class Front:
-    """A method's points in every draw and seed."""
-
-    gains: np.ndarray
-    """Nats per token over the utility adapter, ``(points, 1 + draws, seeds)``."""
-    losses: np.ndarray
-    """The same shape."""
-    ceiling: np.ndarray
-    """The safety adapter's gain, ``(1 + draws, seeds)``."""
-
-    def over_draws(self, measure: Any) -> np.ndarray:
-        """``measure(gains, losses, ceiling)`` in every draw and seed, averaged over the seeds: ``(1 + draws,)``."""
-        return np.array(
-            [
-                np.mean([measure(self.gains[:, d, j], self.losses[:, d, j], c) for j, c in enumerate(ceilings)])
-                for d, ceilings in enumerate(self.ceiling)
-            ]
-        )
-
-    def loss(self, share: float) -> np.ndarray:
-        """At a share of the safety adapter's gain; NaN in draws where a seed does not reach it."""
-        return self.over_draws(lambda gains, losses, ceiling: loss_at(share * ceiling, gains, losses))
-
-    def gain(self, loss: float) -> np.ndarray:
-        """Share of the safety adapter's gain at a utility loss."""
-        return self.over_draws(lambda gains, losses, ceiling: gain_at(loss, gains, losses) / ceiling)
-
-    def area(self) -> np.ndarray:
-        """Mean loss over the common range."""
-        return self.over_draws(mean_loss)
+        return min(BASELINES, key=loss)
 
 
 def interval(values: np.ndarray, scale: float = 1.0, digits: int = 3) -> str:
-    """The sample's value and the percentile interval of the draws, or why there is none."""
-    if np.isnan(values[0]):
-        return "not reached"
-    if np.isnan(values).mean() > 0.025:
-        return f"{scale * values[0]:+.{digits}f} (not reached in {np.isnan(values[1:]).mean():.0%} of the draws)"
-    low, high = np.nanquantile(values[1:], (0.025, 0.975))
+    """The sample's value and the percentile interval of the draws."""
+    low, high = np.quantile(values[1:], (0.025, 0.975))
     return f"{scale * values[0]:+.{digits}f} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
 
 
 def is_below_zero(values: np.ndarray) -> bool:
-    """Whether the interval ends below 0 and no draw is undefined."""
-    return not np.isnan(values).any() and float(np.quantile(values[1:], 0.975)) < 0
+    """Whether the interval ends below 0."""
+    return float(np.quantile(values[1:], 0.975)) < 0
 
 
 def combinations(results: Results) -> list[Combination]:
     """Of the complete cells."""
     names = sorted({cell.rpartition("/")[0] for cell in results})
     found = []
-    for number, name in enumerate(names):
+    for name in names:
         cells = [results[cell] for cell in sorted(results) if cell.rpartition("/")[0] == name]
         tests = [cell["test"] for cell in cells]
-        draws = Draws.of(tests, np.random.default_rng(number))
+        draws = Draws.of(tests, np.random.default_rng(0))  # shared: so are the prompts
         found.append(Combination(name, [cell["validation"] for cell in cells], tests, draws))
     return found
 
@@ -275,23 +291,37 @@ def behaviour_aim(found: Combination) -> Iterator[str]:
             ratio = f"{a[0] / b[0]:.2f}" if b[0] > 0 else "none: the baseline has no loss"
             is_met = b[0] > 0 and a[0] <= 0.5 * b[0] and is_below_zero(a - b)
             verdict = "yes" if is_met else "no"
-            if refusals[0] < -EQUAL or is_below_zero(refusals):
+            if round(float(refusals[0]), 9) < -EQUAL or is_below_zero(refusals):
                 verdict = "no: refuses less"
             cells += [f"{100 * a[0]:.1f} / {100 * b[0]:.1f}", ratio, interval(a - b, 100, 1), verdict]
         yield "| " + " | ".join(cells) + " |\n"
 
 
 def likelihood_aim(found: Combination) -> Iterator[str]:
-    """At equal safety gain: utility loss of ours and of the best baseline."""
+    """At equal safety gain on validation rows: utility loss of ours and of the best baseline on test rows."""
     for share in GAIN_SHARES:
         best = found.best_baseline_by_likelihood(share)
-        a, b = found.front(OURS).loss(share), found.front(best).loss(share)
-        ratio = f"{a[0] / b[0]:.2f}" if b[0] > 0 else "none: the baseline has no loss"
-        is_met = b[0] > 0 and a[0] <= 0.4 * b[0] and is_below_zero(a - 0.6 * b)
-        yield (
-            f"| {share:.0%} | {found.name} | {best} | {interval(a)} | {interval(b)} | {ratio} | {interval(a - b)} | "
-            f"{'yes' if is_met else 'no'} |\n"
-        )
+        ours, theirs = found.at_gain(OURS, share), found.at_gain(best, share)
+        cells = [f"{share:.0%}", found.name, best]
+        if ours is None or theirs is None:
+            cells += [NOT_REACHED if each is None else interval(each[0]) for each in (ours, theirs)] + [
+                "",
+                "",
+                "",
+                "no",
+            ]
+        else:
+            a, b = ours[0], theirs[0]
+            if b[0] > 0:
+                ratio = f"{a[0] / b[0]:.2f}"
+                is_met = a[0] <= 0.4 * b[0] and is_below_zero(a - 0.6 * b)
+            else:
+                more = found.at_loss(OURS, LOSSES[0])[1] - found.at_loss(best, LOSSES[0])[1]
+                ratio = f"none: it loses nothing; gain at a loss of {LOSSES[0]:g}, SST - it: {interval(more)}"
+                is_met = is_below_zero(-more)
+            cells += [interval(a), interval(b), ratio, interval(a - b), interval(ours[1] - theirs[1])]
+            cells.append("yes" if is_met else "no")
+        yield "| " + " | ".join(cells) + " |\n"
 
 
 def structure_lines(results: Results, names: Sequence[str], variants: Sequence[str]) -> Iterator[str]:
@@ -300,9 +330,13 @@ def structure_lines(results: Results, names: Sequence[str], variants: Sequence[s
     yield " | mean loss | refuses harmful | refuses everyday | task right |\n|---|---|---|---|---|---|---|\n"
     found = combinations({name: results[name] for name in names})
     for variant in (OURS, *variants):
-        fronts = [each.front(variant) for each in found]
-        cells = [interval(np.mean([front.loss(share) for front in fronts], axis=0)) for share in GAIN_SHARES]
-        cells.append(interval(np.mean([front.area() for front in fronts], axis=0)))
+        cells = []
+        for share in GAIN_SHARES:
+            points = [each.at_gain(variant, share) for each in found]
+            known = [point[0] for point in points if point is not None]
+            is_known = len(known) == len(points)
+            cells.append(interval(np.mean(known, axis=0)) if is_known else f"{NOT_REACHED} in every cell")
+        cells.append(interval(np.mean([each.area(variant) for each in found], axis=0)))
         for task in TASKS:
             values = [each.draws.means(task, each.picked(variant, 0.8)) for each in found]
             cells.append(interval(np.mean(values, axis=0), 100, 1))
@@ -337,9 +371,12 @@ def report(
     counts = {each.name: len(each.test) for each in found}
     rows = len(found[0].test[0]["utility"]["scores"]["utility"])
     lines.append(f"\nSeeds per combination: {', '.join(f'{name} {count}' for name, count in counts.items())}; ")
-    lines.append(f"{rows} test rows of each task in a seed. Intervals: 95 %, {DRAWS} draws of seeds and rows.\n")
+    drawn = "seeds and rows" if min(counts.values()) > 1 else "rows, and of seeds where a combination has several"
+    lines.append(f"{rows} test rows of each task in a seed. Intervals: 95 %, {DRAWS} draws of {drawn}.\n")
     lines.append(
-        "\n## Aim (b): behaviour at equal refusals\n\nPoints; SST / best baseline, chosen on validation rows.\n"
+        "\n## Aim (b): behaviour at equal refusals\n\nPoints; SST / best baseline, both chosen on validation "
+        "rows. Halved: at most half on test rows, the interval of the difference below 0, and refusals no lower than "
+        f"the baseline's by more than {100 * EQUAL:.0f} points or surely.\n"
     )
     lines.append(
         "\n| target | adapters | best baseline | refusals, SST - it | over-refusal | ratio | difference | halved "
@@ -347,29 +384,33 @@ def report(
     )
     lines += [line for each in found for line in behaviour_aim(each)]
     lines.append(
-        "\n## Aim (a): likelihood at equal safety gain\n\nNats per token of the task over the utility adapter.\n"
+        "\n## Aim (a): likelihood at equal safety gain\n\nNats per token of the task over the utility adapter. "
+        "The gain is equal on validation rows, by mixtures of the two trials beside it; what the same mixtures lose "
+        "and gain on test rows is shown. Where the baseline loses nothing, the aim is a surely higher gain at a loss "
+        f"of {LOSSES[0]:g}.\n"
     )
     lines.append(
         "\n| share of the gain | adapters | best baseline | SST | best baseline | ratio | difference "
-        "| at most 0.4, surely below 0.6 |\n|---|---|---|---|---|---|---|---|\n"
+        "| gain, SST - it | at most 0.4, surely below 0.6 |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     lines += [line for each in found for line in likelihood_aim(each)]
     lines.append(
         f"\n## Fronts\n\nMean loss: area under the front over gains of 0 to {COMMON_RANGE:.0%} of the safety "
-        f"adapter's, nats per token; {REFERENCE_LOSS} stands for larger losses and for gains that are not reached.\n"
+        f"adapter's, nats per token; {REFERENCE_LOSS} stands for larger losses and for gains that are not reached. "
+        "Fronts and mixtures are of validation rows, what they lose and gain is of test rows.\n"
     )
     for each in found:
         lines.append(f"\n### {each.name}\n\n| method | mean loss | SST - it | ")
         lines.append(" | ".join(f"loss at {share:.0%}" for share in GAIN_SHARES) + " | ")
-        lines.append(" | ".join(f"gain share at a loss of {loss:g}" for loss in LOSSES) + " |\n|---|---|---|")
+        lines.append(" | ".join(f"gain at a loss of {loss:g}" for loss in LOSSES) + " |\n|---|---|---|")
         lines.append("---|" * (len(GAIN_SHARES) + len(LOSSES)) + "\n")
-        ours = each.front(OURS).area()
+        ours = each.area(OURS)
         for variant in variants:
-            front = each.front(variant)
-            area = front.area()
+            area = each.area(variant)
             difference = "" if variant == OURS else interval(ours - area)
-            parts = [interval(front.loss(share)) for share in GAIN_SHARES]
-            parts += [interval(front.gain(loss), digits=2) for loss in LOSSES]
+            points = [each.at_gain(variant, share) for share in GAIN_SHARES]
+            parts = [NOT_REACHED if point is None else interval(point[0]) for point in points]
+            parts += [interval(each.at_loss(variant, loss)[1], digits=2) for loss in LOSSES]
             lines.append(f"| {variant} | {interval(area)} | {difference} | " + " | ".join(parts) + " |\n")
     lines.append("\n## Behaviour on test rows\n\nPer cent; trials chosen on each seed's validation rows.\n")
     for each in found:
@@ -387,9 +428,20 @@ def report(
         lines.append(f"\n## Structures of the Fisher matrices\n\nCells {', '.join(structure_cells)}, averaged; ")
         lines.append("loss in nats per token; behaviour at the 80 % settings, per cent.\n\n")
         lines += structure_lines(results, structure_cells, structures)
-    lines += list(prediction_lines(results))
+    known = {
+        name: {
+            split: {
+                key: line
+                for key, line in found_lines.items()
+                if line.get("variant") not in structures or name in structure_cells
+            }
+            for split, found_lines in cell.items()
+        }
+        for name, cell in results.items()
+    }
+    lines += list(prediction_lines(known))
     lines.append("\n## Every trial\n\nValidation rows: per cent by text, nats per token; test rows: nats per token.\n")
-    for name, cell in results.items():
+    for name, cell in known.items():
         lines += list(trial_lines(name, cell))
     return "".join(lines)
 

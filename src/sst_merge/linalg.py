@@ -302,7 +302,9 @@ def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: fl
     """``lambda`` of :func:`eigendirections` in about a third of its time: nothing that needs no vectors forms them.
 
     The rows of the Cholesky factor of ``K`` are ``J`` in an orthonormal basis of its row space, as long as no sample
-    is nearly a combination of others. Where one is, the eigendecomposition decides.
+    is nearly a combination of others. Where one is, the eigendecomposition decides. A sample whose gradient is less
+    than about 1e-5 of the largest is a direction here (its ``lambda`` is about ``gamma / eps``), and one of the
+    untouched directions there.
 
     Args:
         problem: The samples.

@@ -127,6 +127,11 @@ def load_base(
         raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")
     is_placed = precision in QUANTISED.values() or where == "balanced"
     base = prepare_base(reference, model if is_placed else model.to(where), tokenizer, chat_template=chat_template)
+    if is_stored_quantised and base.precision not in QUANTISED.values():
+        raise ModelError(
+            f"base_model: {reference!r} is stored in a quantised form that is not bitsandbytes' 4 or 8 bit. Use the "
+            "model it was made from, with dtype: 4bit if memory is short."
+        )
     if base.precision != precision:
         raise ModelError(
             f"base_model: {reference!r} is quantised ({base.precision}), and dtype is {precision}. "

@@ -1,6 +1,8 @@
 """The parts of benchmarks/ablation.py and its report that decide what is compared with what, and what is said of it."""
 
+import copy
 import importlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -76,11 +78,12 @@ def test_the_trial_with_the_least_harm_is_chosen_among_those_that_reach_the_targ
     assert told.chosen(lines, "TIES", 0.95) == (lines["e"], False)  # of two that refuse most, the one with less harm
 
 
-def test_a_torn_line_is_dropped_and_the_trials_before_it_are_kept(ablation: ModuleType, tmp_path: Path) -> None:
+def test_a_torn_line_is_left_out_and_reading_changes_no_file(ablation: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "validation.jsonl"
-    file.write_text('{"key": "a", "scores": {}}\n{"key": "b", "sco', encoding="utf-8")
+    torn = '{"key": "a", "scores": {}}\n{"key": "b", "sco'
+    file.write_text(torn, encoding="utf-8")
     assert list(ablation.recorded(file)) == ["a"]
-    assert file.read_text(encoding="utf-8") == '{"key": "a", "scores": {}}\n'
+    assert file.read_text(encoding="utf-8") == torn
 
 
 def test_a_front_leaves_out_what_another_trial_of_the_method_equals_or_beats_in_both(told: ModuleType) -> None:
@@ -90,18 +93,43 @@ def test_a_front_leaves_out_what_another_trial_of_the_method_equals_or_beats_in_
     assert told.front_keys(lines, "TIES") == ["a", "b", "c"]
 
 
-def test_losses_and_gains_are_read_off_straight_lines_from_the_utility_adapter(told: ModuleType) -> None:
-    gains, losses = np.array([2.0, 1.0, 0.9, -0.5]), np.array([0.4, 0.1, 0.3, 0.0])  # the third is beaten
-    assert told.loss_at(0.5, gains, losses) == pytest.approx(0.05)
-    assert told.loss_at(1.5, gains, losses) == pytest.approx(0.25)
-    assert np.isnan(told.loss_at(2.1, gains, losses))
-    assert told.gain_at(0.05, gains, losses) == pytest.approx(0.5)
-    assert told.gain_at(0.25, gains, losses) == pytest.approx(1.5)
-    assert told.gain_at(9.0, gains, losses) == pytest.approx(2.0)
-    assert told.mean_loss(gains, losses, ceiling=1.25) == pytest.approx(0.05)  # 0 to 1 of a gain of 1.25
-    reached = told.mean_loss(gains, losses, ceiling=5.0)  # 0 to 4, of which 2 to 4 are not reached
-    assert reached == pytest.approx((0.05 + 0.25 + 2 * told.REFERENCE_LOSS) / 4, abs=0.005)
-    assert told.loss_at(0.5, np.array([-1.0]), np.array([0.2])) != told.loss_at(0.5, gains, losses)  # reaches nothing
+def front_of(told: ModuleType, points: dict[str, tuple[float, float]], ceiling: float) -> Any:
+    """The front of trials given by their gain and loss."""
+    lines = {key: line("TIES", key, refusal_nll=3 - g, utility_nll=1 + x) for key, (g, x) in points.items()}
+    arms = {"utility": (0.0, 0.0), "safety": (ceiling, 5.0)}
+    lines |= {
+        key: {"key": key, "scores": {"refusal_nll": [3 - g], "utility_nll": [1 + x]}} for key, (g, x) in arms.items()
+    }
+    return told.Front.of(lines, "TIES")
+
+
+POINTS = {"far": (2.0, 0.4), "near": (1.0, 0.1), "beaten": (0.9, 0.3), "backwards": (-0.5, 0.0)}
+
+
+def test_between_the_points_of_a_front_stand_mixtures_of_them_and_of_the_utility_adapter(told: ModuleType) -> None:
+    front = front_of(told, POINTS, 1.25)
+    assert front.keys == ["near", "far"]
+    assert front.at_gain(0.5) == [("near", pytest.approx(0.5))]
+    assert front.at_gain(1.5) == [("far", pytest.approx(0.5)), ("near", pytest.approx(0.5))]
+    assert front.at_gain(2.1) is None
+    assert front.at_loss(0.05) == [("near", pytest.approx(0.5))]
+    assert front.at_loss(0.25) == [("far", pytest.approx(0.5)), ("near", pytest.approx(0.5))]
+    assert front.at_loss(9.0) == [("far", 1.0)]
+    nothing = front_of(told, {"backwards": (-0.5, 0.0)}, 1.25)
+    assert nothing.at_gain(0.1) is None
+    assert nothing.at_loss(0.1) == []
+
+
+def test_the_area_is_a_mean_over_the_common_range_with_a_reference_loss_beyond_reach(told: ModuleType) -> None:
+    mixture, constant = front_of(told, POINTS, 1.25).over_range()  # gains of 0 to 1
+    assert constant == 0
+    assert mixture == [("near", pytest.approx(0.5))]
+    mixture, constant = front_of(told, POINTS, 5.0).over_range()  # 0 to 4, of which 2 to 4 are not reached
+    assert constant == pytest.approx(told.REFERENCE_LOSS / 2, abs=0.01)
+    assert dict(mixture) == {"near": pytest.approx(0.25, abs=0.01), "far": pytest.approx(0.125, abs=0.01)}
+    steep, constant = front_of(told, {"only": (1.0, 2 * told.REFERENCE_LOSS)}, 1.25).over_range()
+    assert constant == pytest.approx(told.REFERENCE_LOSS / 2, abs=0.01)  # where it would lose more than the reference
+    assert dict(steep) == {"only": pytest.approx(0.125, abs=0.01)}
 
 
 def results(told: ModuleType, losses: dict[str, float], seeds: int = 3, rows: int = 8) -> dict[str, Any]:
@@ -136,7 +164,7 @@ def results(told: ModuleType, losses: dict[str, float], seeds: int = 3, rows: in
                     "settings": settings,
                     "energies": energies,
                 }
-        found[f"kinship/blunt/{seed}"] = {"validation": lines, "test": lines}
+        found[f"kinship/blunt/{seed}"] = {"validation": lines, "test": copy.deepcopy(lines)}
     return found
 
 
@@ -158,35 +186,67 @@ def test_ours_is_set_beside_the_best_baseline_and_aims_are_said_to_be_met_where_
     assert "| TIES | +0.29" in text  # half of 0.75 x 0.8, less what is cut at the reference loss of 0.5
 
 
-def test_an_aim_is_not_met_where_ours_is_no_better_or_the_baseline_loses_nothing(told: ModuleType) -> None:
+def test_choices_are_made_on_validation_rows_whatever_the_test_rows_say(told: ModuleType) -> None:
+    found = results(told, LOSSES)
+    for cell in found.values():  # on test rows, TIES loses nothing and SST everything
+        for key, entry in cell["test"].items():
+            if key.startswith(("TIES", "SST")):
+                entry["scores"]["utility_nll"] = [1.0 if key.startswith("TIES") else 9.0] * 8
+                entry["scores"]["utility"] = [1.0 if key.startswith("TIES") else 0.0] * 8
+    (combination,) = told.combinations(found)
+    assert combination.best_baseline(0.8) == combination.best_baseline_by_likelihood(0.8) == "task arithmetic"
+    assert [entry["key"] for entry in combination.picked("SST", 0.8)] == ["SST 1.0"] * 3
+    assert [front.keys for front in combination.fronts("SST")] == [["SST 0.5", "SST 1.0"]] * 3
+    loss, gain = combination.at_gain("SST", 0.8)
+    assert loss[0] == pytest.approx(8.0, abs=0.05)  # test rows, by the factors that validation rows gave
+    assert gain[0] == pytest.approx(0.8, abs=0.01)
+    assert all(row.endswith("| no |\n") for row in told.likelihood_aim(combination))
+
+
+def test_an_aim_is_not_met_where_ours_is_no_better(told: ModuleType) -> None:
     (same,) = told.combinations(results(told, {**LOSSES, "SST": 0.5}))
-    assert all(row.endswith("| 1.00 | +0.000 [+0.000, +0.000] | no |\n") for row in told.likelihood_aim(same))
-    (free,) = told.combinations(results(told, {**LOSSES, "DARE": 0.0}))
-    rows = list(told.likelihood_aim(free))
-    assert all(
-        "| DARE |" in row and "none: the baseline has no loss" in row and row.endswith("| no |\n") for row in rows
-    )
+    for row in told.likelihood_aim(same):
+        assert "| 1.00 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] | no |\n" in row
+
+
+def test_beside_a_baseline_that_loses_nothing_ours_has_to_gain_more(told: ModuleType) -> None:
+    found = results(told, {**LOSSES, "DARE": 0.0})
+    (free,) = told.combinations(found)
+    for row in told.likelihood_aim(free):
+        assert "| DARE |" in row
+        assert "none: it loses nothing; gain at a loss of 0.01, SST - it: -0.920" in row
+        assert row.endswith("| no |\n")
+    for cell in found.values():
+        for split in ("validation", "test"):
+            for key in ("SST 0.5", "SST 1.0"):
+                scores = cell[split][key]["scores"]
+                scores["utility_nll"] = cell[split]["utility"]["scores"]["utility_nll"]
+                scores["refusal_nll"] = [value - 0.2 for value in scores["refusal_nll"]]
+    (better,) = told.combinations(found)
+    assert all(row.endswith("| yes |\n") for row in told.likelihood_aim(better))
 
 
 def test_less_harm_counts_for_nothing_where_ours_refuses_less(told: ModuleType) -> None:
     found = results(told, LOSSES)
     for cell in found.values():
-        for key in ("SST 0.5", "SST 1.0"):
-            cell["test"][key]["scores"]["refusal"] = [0.0] * 2 + [1.0] * 6
+        cell["test"]["SST 1.0"]["scores"]["refusal"] = [0.0] * 2 + [1.0] * 6
     (combination,) = told.combinations(found)
     assert all(row.count("no: refuses less") == 2 for row in told.behaviour_aim(combination))
 
 
 def test_what_is_not_reached_is_said_and_not_a_number(told: ModuleType) -> None:
     found = results(told, LOSSES)
-    for cell in found.values():
-        for key in [key for key in cell["test"] if key.startswith("TIES 1.0")]:
-            del cell["test"][key]
+    del found["kinship/blunt/1"]["validation"]["TIES 1.0"]
     (combination,) = told.combinations(found)
-    front = combination.front("TIES")
-    assert told.interval(front.loss(0.8)) == "not reached"
-    assert not told.is_below_zero(front.loss(0.8))
-    assert np.isfinite(front.area()).all()
+    assert combination.at_gain("TIES", 0.8) is None
+    assert combination.at_gain("TIES", 0.5) is not None
+    assert np.isfinite(combination.area("TIES")).all()
+    for cell in found.values():
+        for name in told.BASELINES:
+            cell["validation"].pop(f"{name} 1.0", None)
+    (none,) = told.combinations(found)
+    row = list(told.likelihood_aim(none))[1]
+    assert "| not reached |  |  |  | no |" in row
 
 
 def test_draws_are_of_seeds_and_of_rows_within_them(told: ModuleType) -> None:
@@ -224,7 +284,7 @@ def test_the_prediction_is_half_of_the_squared_strength_times_the_energy_kept(
 
 @dataclass(frozen=True)
 class TinyCell:
-    """What ``evaluated`` asks of a cell."""
+    """What is asked of a cell."""
 
     path: Path
     base: Base
@@ -233,6 +293,9 @@ class TinyCell:
 
     def folder(self) -> Path:
         return self.path
+
+    def is_trained(self) -> bool:
+        return True
 
     def updates(self) -> tuple[Updates, Updates]:
         return random_adapter(self.base, seed=1), random_adapter(self.base, seed=2)
@@ -258,3 +321,37 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
     assert lines["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll", "refusal", "over_refusal"}
     assert len({lines[key]["weights_sha256"] for key in wanted}) == 3
     assert ablation.recorded(tmp_path / "test.jsonl") == lines
+    with (tmp_path / "test.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"key": "torn')
+    more = ablation.evaluated(base, cell, "test", {"safety": {"likelihood"}}, {})
+    assert ablation.recorded(tmp_path / "test.jsonl") == more == {**lines, "safety": more["safety"]}
+
+
+def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(
+    ablation: ModuleType, told: ModuleType, tmp_path: Path
+) -> None:
+    cell = TinyCell(tmp_path, tiny_base(seed=5))
+    found = results(told, dict.fromkeys(ablation.MAIN, 0.5), seeds=1)["kinship/blunt/0"]
+    both = {"text", "likelihood"}
+    validation = {key: {**entry, "measures": sorted(both)} for key, entry in found["validation"].items()}
+    for trial, source in ((t, f"{t.variant} 1.0") for t in ablation.trials(ablation.MAIN)):
+        validation[trial.key] = {**validation[source], "key": trial.key, "settings": trial.settings}
+    for name in ablation.MAIN:
+        for strength in (0.5, 1.0):
+            del validation[f"{name} {strength}"]
+    test = {key: validation[key] for key in ablation.wanted_on_test(validation, ablation.MAIN)}
+
+    def is_counted() -> bool:
+        for split, lines in (("validation", validation), ("test", test)):
+            text = "".join(json.dumps(entry) + "\n" for entry in lines.values())
+            (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        return ablation.results(cell, ablation.MAIN) is not None
+
+    assert is_counted()
+    picked = told.chosen(validation, "SST", 0.8)[0]["key"]
+    test[picked] = {**test[picked], "measures": ["likelihood"]}  # its text is missing
+    assert not is_counted()
+    test[picked] = {**test[picked], "measures": sorted(both)}
+    assert is_counted()
+    validation.popitem()
+    assert not is_counted()

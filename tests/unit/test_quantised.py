@@ -1,6 +1,7 @@
 """A base that bitsandbytes has quantised: updates act beside its weights, and gradients are those of its weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ def test_gradients_are_those_of_the_weights_that_it_stands_for(four: Base, dequa
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
 
 
+def test_in_8_bit_gradients_and_updates_are_those_of_the_weights_up_to_8_bits(inputs: Path) -> None:
+    eight = load_base(str(inputs / "base"), device="cpu", dtype="8bit")
+    plain = load_base(str(inputs / "base"), device="cpu", dtype="float32")
+    utility, safety = random_adapter(tiny_base(), seed=1), random_adapter(tiny_base(), seed=2)
+    found = []
+    for base in (eight, plain):
+        without = logits(base)
+        with applied(base, utility, "utility"):
+            gradients, _ = batch_gradients(base, patch_bases(safety), collate(base, encoded_conversations(base)))
+            found.append({**gradients, "change of logits": logits(base) - without})
+    assert eight.precision == "8bit"
+    for name, value in found[1].items():
+        assert 0 < float((found[0][name] - value).norm() / value.norm()) < 0.1
+
+
 @pytest.mark.parametrize("dtype", ["4bit", "8bit"])
 def test_a_run_on_a_quantised_base_says_so(inputs: Path, tmp_path: Path, dtype: str) -> None:
     base = load_base(str(inputs / "base"), device="cpu", dtype=dtype)
@@ -100,6 +116,19 @@ def test_a_model_that_is_quantised_already_must_be_called_so(four: Base, tmp_pat
         load_base(str(tmp_path), device="cpu", dtype="float32")
     again = load_base(str(tmp_path), device="cpu", dtype="4bit")
     torch.testing.assert_close(logits(again), logits(four))
+
+
+def test_another_quantisation_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny_base()
+    shutil.copytree(inputs / "base", tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}), encoding="utf-8"
+    )
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: plain.model)
+    with pytest.raises(ModelError, match=r"stored in a quantised form that is not bitsandbytes' 4 or 8 bit"):
+        load_base(str(tmp_path / "base"), device="cpu")
 
 
 def test_without_bitsandbytes_the_error_says_what_to_install(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from sst_merge.progress import Reporter
 from sst_merge.stages.plan import Plan
 from sst_merge.statistics import Statistics
 
-MODULES_AT_ONCE = 8
-"""At most; each takes the memory of its own statistics."""
+MODULES_AT_ONCE, DENSE_MODULES_AT_ONCE = 4, 2
+"""At most; each takes the memory of its statistics, or of several dense matrices."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ENERGIES = ("squared_norm", "safety_energy", "utility_energy")
@@ -63,6 +63,7 @@ def merge_updates(
         for name, result in _in_parallel(
             lambda module: (module.name, method.merge_module(module, state, module_generator(seed, module.name))),
             inputs(),
+            MODULES_AT_ONCE if method.is_low_rank else DENSE_MODULES_AT_ONCE,
         ):
             if not bool(torch.isfinite(result.update.b).all() and torch.isfinite(result.update.a).all()):
                 raise AdapterError(f"the merged update of module '{name}' holds NaN or infinity; nothing was written.")
@@ -72,7 +73,7 @@ def merge_updates(
     return merged, diagnostics
 
 
-def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
     """Results in the order of the items, several at a time, each in one thread.
 
     Factorisations of a few hundred rows gain little from threads of their own, modules side by side do; and a result
@@ -80,9 +81,7 @@ def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     """
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(
-            min(threads, MODULES_AT_ONCE), initializer=torch.set_num_threads, initargs=(1,)
-        ) as workers:
+        with ThreadPoolExecutor(min(threads, at_once), initializer=torch.set_num_threads, initargs=(1,)) as workers:
             yield from workers.map(work, items)
     finally:
         torch.set_num_threads(threads)

@@ -254,9 +254,12 @@ class SampleGradients(Stored):
 
         Row ``i`` is the gradient times ``sqrt(weight_i / total weight of its data set)``; float32.
         """
-        parts = torch.cat([self._file(number).get_tensor(name) for number in range(len(self.batches))])
-        order = torch.tensor([position for batch in self.batches for position in batch])
-        rows = torch.empty_like(parts).index_copy_(0, order, parts)
+        rows = torch.empty(0)
+        for number, positions in enumerate(self.batches):
+            part = self._file(number).get_tensor(name)
+            if number == 0:
+                rows = part.new_empty(len(self.weights), part.shape[1])
+            rows[list(positions)] = part
         weights = torch.tensor(self.weights, dtype=torch.float64)
         is_safety = self.is_safety()
         totals = torch.where(is_safety, weights[is_safety].sum(), weights[~is_safety].sum())

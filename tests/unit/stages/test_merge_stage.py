@@ -1,16 +1,19 @@
 """The merge stage on updates: every module, the run's seed, and nothing that is not finite."""
 
+from pathlib import Path
+from typing import Any, ClassVar
+
 import pytest
 import torch
 
 from sst_merge.adapter import Update
 from sst_merge.errors import AdapterError
-from sst_merge.methods import METHODS
+from sst_merge.methods import METHODS, ModuleInputs, ModuleResult
 from sst_merge.methods.task_arithmetic import TaskArithmetic
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import _kept, _spectrum, _sum, merge_updates
-from tiny import random_adapter
+from tiny import random_adapter, random_statistics
 
 
 def test_every_module_is_merged(llama: Base) -> None:
@@ -50,15 +53,45 @@ def test_a_random_method_follows_the_seed_and_not_the_order_of_modules(llama: Ba
     assert not same(merged(0), merged(1))
 
 
-def test_the_number_of_threads_changes_no_bit_and_is_put_back(llama: Base) -> None:
+class Counting(TaskArithmetic):
+    """Task arithmetic that looks at the threads it has, and fails on request."""
+
+    title: ClassVar[str] = "counting"
+    threads: ClassVar[list[int]] = []
+    fails_at: ClassVar[str | None] = None
+
+    def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
+        self.threads.append(torch.get_num_threads())
+        if inputs.name == self.fails_at:
+            raise ValueError(f"no merge of {inputs.name}")
+        return super().merge_module(inputs, state, rng)
+
+
+def test_a_module_is_merged_in_one_thread_and_its_error_comes_through(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    before = torch.get_num_threads()
+    monkeypatch.setattr(Counting, "threads", [])
+    merge_updates(Counting(), utility, safety, None, seed=0, reporter=SilentReporter())
+    assert Counting.threads == [1] * len(utility)
+    failing = sorted(utility)[2]
+    monkeypatch.setattr(Counting, "fails_at", failing)
+    with pytest.raises(ValueError, match=f"no merge of {failing}"):
+        merge_updates(Counting(), utility, safety, None, seed=0, reporter=SilentReporter())
+    assert torch.get_num_threads() == before
+
+
+def test_the_number_of_threads_changes_no_bit_and_is_put_back(llama: Base, tmp_path: Path) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    statistics = random_statistics(tmp_path, utility, safety)
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            method = METHODS["sst"](fisher="none", keep={"soft": 2.0})
-            found.append(merge_updates(method, utility, safety, None, seed=0, reporter=SilentReporter()))
+            method = METHODS["sst"](fisher="exact", keep={"soft": 2.0})
+            found.append(merge_updates(method, utility, safety, statistics, seed=0, reporter=SilentReporter()))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
