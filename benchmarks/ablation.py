@@ -12,10 +12,10 @@ cores). In each cell
 3. what was chosen is scored on test rows by text; by likelihood also every trial that no other trial of its method
    beats on validation rows both in safety and in utility: the front.
 
-The structures of the Fisher matrices other than the default are tried in the cells of the seeds that ``Size`` names,
-after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by trial: killed, it
-goes on where it was. The key is a hash of adapters, rows, trials and versions: with others, a cell starts anew.
-``report.md`` in the output folder is made of all cells that are complete.
+Other structures of the Fisher matrices and other numbers of everyday answers are tried in the cells of the seeds that
+``Size`` names, after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by
+trial: killed, it goes on where it was. The key is a hash of adapters, rows, trials and versions: with others, a cell
+starts anew. ``report.md`` in the output folder is made of all cells that are complete.
 
 Likelihood: nats per token of reference answers, on harmful prompts of a refusal ("safety"), on utility prompts of the
 right answer ("utility"). A task's answer is right if greedy decoding would write the reference token by token.
@@ -66,7 +66,8 @@ SEED_STEP = 10
 BATCH = 64
 ANSWER_TOKENS = 12
 """Of generated answers; a refusal shows in its first words."""
-GRADIENTS = "sample_gradients"
+GRADIENTS = Request("sample_gradients")
+OTHERS = "others"
 FORMAT = 3
 """Raised by hand when what is measured changes."""
 
@@ -90,13 +91,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
     "SST, task only": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    "SST, many everyday": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
-STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none", "SST, task only")
-TASK_ONLY = "SST, task only"
-"""The default with a utility Fisher matrix of the task's answers alone; the others have everyday answers in it."""
-MAIN = tuple(name for name in VARIANTS if name not in STRUCTURES)
+TASK_ONLY, MANY = "SST, task only", "SST, many everyday"
+"""The default with a utility Fisher matrix of the task's answers alone, and with many everyday answers in it, of the
+same weight together as the few that all other variants have."""
+EVERYDAY_ANSWERS = (TASK_ONLY, MANY)
+STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
+MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *EVERYDAY_ANSWERS))
+GROUPS = (MAIN, EVERYDAY_ANSWERS, STRUCTURES)
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,8 @@ class Size:
     """How much of it."""
 
     seeds: tuple[int, ...]
-    structure_seeds: tuple[int, ...]
-    """Where the other structures of the Fisher matrices are tried, too."""
+    other_seeds: tuple[int, ...]
+    """Where the other variants of SST are tried, too."""
     calibration: int
     """Samples of each kind."""
     validation: int
@@ -198,7 +203,9 @@ class Cell:
             {
                 "adapters": [folder_sha256(self.adapter(name)) for name in (self.utility, self.safety)],
                 "rows": {s: {task: rows_sha256(found) for task, found in rows[s].items()} for s in rows},
-                "calibration": rows_sha256([row for found in self.calibration_rows() for row in found]),
+                "calibration": rows_sha256(
+                    [*(row for found in self.calibration_rows() for row in found), *self.many_everyday()]
+                ),
                 "trials": [trial.key for trial in trials()],
                 "format": [FORMAT, BATCH, ANSWER_TOKENS],
                 "placement": placement("auto", "auto"),
@@ -243,33 +250,54 @@ class Cell:
         useful = self.drawn(UTILITIES[self.utility], "calibration", task)
         return self.harmful("calibration", count), [*useful, *self.drawn(EVERYDAY, "calibration", count - task)]
 
-    def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[bool, Statistics]:
-        """Measured at the utility adapter and kept in ``folder``; under ``True`` without the everyday answers."""
-        utility, safety = self.updates()
+    def many_everyday(self) -> list[Row]:
+        """Harmless requests of all kinds with the base's own answers: the whole calibration split."""
+        source = DataSource(data="examples/data/helpful.jsonl", split="calibration")
+        return load_rows(source, seed=self.seed, root=ROOT, needs_answer=True, key="ablation")
+
+    def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[str, Statistics]:
+        """Measured at the utility adapter and kept in ``folder``; by variant, as far as its data are its own."""
         harmful, useful = self.calibration_rows()
+        task = round(0.6 * self.size.calibration)
+        everyday = len(useful) - task
         found: dict[Request, Any] = {}
-        with applied(base, utility, "utility"):
-            for variant in variants:
-                method, fixed, _ = VARIANTS[variant]
-                for request in METHODS[method].model_validate(fixed).requests():
-                    kind = STATISTICS[request.statistic]
-                    where = folder / f"{request.statistic}_{request.span}"
-                    if not kind.is_complete(where):
-                        print(f"{self.name}: measuring {where.name}", flush=True)
-                        kind.measure(
-                            base,
-                            patch_bases(safety, utility if request.span == "joint" else None),
-                            encode_rows(base, [*harmful, *useful]),
-                            where,
-                            safety_samples=len(harmful),
-                            weights=[1.0] * (len(harmful) + len(useful)),
-                            batch_size=16,
-                        )
-                    found[request] = kind.load(where)
-        everyday = len(useful) - round(0.6 * self.size.calibration)
-        weights = (1.0,) * (len(harmful) + len(useful) - everyday) + (0.0,) * everyday
-        gradients = {key: replace(value, weights=weights) for key, value in found.items() if key == Request(GRADIENTS)}
-        return {False: Statistics(found), True: Statistics(gradients)}
+        for variant in variants:
+            method, fixed, _ = VARIANTS[variant]
+            for request in METHODS[method].model_validate(fixed).requests():
+                where = folder / f"{request.statistic}_{request.span}"
+                rows, weights = [*harmful, *useful], [1.0] * (len(harmful) + len(useful))
+                found[request] = self.measured(base, request, where, rows, weights, len(harmful))
+        stores = {OTHERS: Statistics(found)}
+        if TASK_ONLY in variants:
+            weights = (1.0,) * (len(harmful) + task) + (0.0,) * everyday
+            stores[TASK_ONLY] = Statistics({GRADIENTS: replace(found[GRADIENTS], weights=weights)})
+        if MANY in variants:
+            many = self.many_everyday()
+            rows = [*harmful, *useful[:task], *many]
+            weights = [1.0] * (len(harmful) + task) + [everyday / len(many)] * len(many)
+            where = folder / "many_everyday"
+            stores[MANY] = Statistics({GRADIENTS: self.measured(base, GRADIENTS, where, rows, weights, len(harmful))})
+        return stores
+
+    def measured(
+        self, base: Base, request: Request, where: Path, rows: list[Row], weights: list[float], safety_samples: int
+    ) -> Any:
+        """One statistic; what is there is kept."""
+        kind = STATISTICS[request.statistic]
+        if not kind.is_complete(where):
+            print(f"{self.name}: measuring {where.name}", flush=True)
+            utility, safety = self.updates()
+            with applied(base, utility, "utility"):
+                kind.measure(
+                    base,
+                    patch_bases(safety, utility if request.span == "joint" else None),
+                    encode_rows(base, rows),
+                    where,
+                    safety_samples=safety_samples,
+                    weights=weights,
+                    batch_size=16,
+                )
+        return kind.load(where)
 
 
 def text_scores(base: Base, rows: dict[str, list[Row]]) -> dict[str, list[float]]:
@@ -319,7 +347,7 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def evaluated(
-    base: Base, cell: Cell, split: str, measures: dict[str, set[str]], statistics: dict[bool, Statistics]
+    base: Base, cell: Cell, split: str, measures: dict[str, set[str]], statistics: dict[str, Statistics]
 ) -> dict[str, dict[str, Any]]:
     """Score what is not in ``<split>.jsonl`` yet, and read the file.
 
@@ -328,7 +356,7 @@ def evaluated(
         cell: Adapters and rows.
         split: ``validation`` or ``test``.
         measures: By the key of a trial or an arm, which of ``text`` and ``likelihood`` are wanted.
-        statistics: Of the cell, without everyday answers under ``True``.
+        statistics: Of the cell, by the variants that have data of their own.
     """
     file = cell.folder() / f"{split}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -347,7 +375,7 @@ def evaluated(
         else:
             trial = settings[key]
             method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
-            store = statistics.get(trial.variant == TASK_ONLY)
+            store = statistics.get(trial.variant, statistics.get(OTHERS))
             updates, diagnostics = merge_updates(
                 method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
             )
@@ -422,14 +450,16 @@ def main() -> None:
     if not options.report_only:
         base = load_base(BASE_MODEL)
         wanted = [cell for cell in cells if not options.cell or cell.name in options.cell]
-        for cell in wanted:
-            run_cell(base, cell, MAIN)
-        for cell in wanted:
-            if cell.seed in size.structure_seeds:
-                run_cell(base, cell, STRUCTURES)
+        for group in GROUPS:
+            for cell in wanted:
+                if group == MAIN or cell.seed in size.other_seeds:
+                    run_cell(base, cell, group)
     main_results = {cell.name: found for cell in cells if (found := results(cell, MAIN))}
-    structures = [cell.name for cell in cells if cell.name in main_results and results(cell, STRUCTURES)]
-    text = report(main_results, MAIN, STRUCTURES, structures, size=options.size, cells=[cell.name for cell in cells])
+    others = {
+        group: [cell.name for cell in cells if cell.name in main_results and results(cell, group)]
+        for group in GROUPS[1:]
+    }
+    text = report(main_results, MAIN, others, size=options.size, cells=[cell.name for cell in cells])
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")
     print(f"{output / 'report.md'}: {len(main_results)} of {len(cells)} cells")

@@ -324,11 +324,11 @@ def likelihood_aim(found: Combination) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |\n"
 
 
-def structure_lines(results: Results, names: Sequence[str], variants: Sequence[str]) -> Iterator[str]:
-    """The other structures beside ours, in the cells where they were tried, all of them together."""
-    yield "| method | " + " | ".join(f"loss at {share:.0%} of the gain" for share in GAIN_SHARES)
-    yield " | mean loss | refuses harmful | refuses everyday | task right |\n|---|---|---|---|---|---|---|\n"
+def other_lines(results: Results, names: Sequence[str], variants: Sequence[str]) -> Iterator[str]:
+    """Other variants beside ours, in the cells where they were tried, all of them together."""
     found = combinations({name: results[name] for name in names})
+    yield "| method | " + " | ".join(f"loss at {share:.0%} of the gain" for share in GAIN_SHARES)
+    yield " | mean loss |\n|---|---|---|---|\n"
     for variant in (OURS, *variants):
         cells = []
         for share in GAIN_SHARES:
@@ -337,17 +337,31 @@ def structure_lines(results: Results, names: Sequence[str], variants: Sequence[s
             is_known = len(known) == len(points)
             cells.append(interval(np.mean(known, axis=0)) if is_known else f"{NOT_REACHED} in every cell")
         cells.append(interval(np.mean([each.area(variant) for each in found], axis=0)))
-        for task in TASKS:
-            values = [each.draws.means(task, each.picked(variant, 0.8)) for each in found]
-            cells.append(interval(np.mean(values, axis=0), 100, 1))
         yield f"| {variant} | " + " | ".join(cells) + " |\n"
+    yield "\nPer cent, at the settings chosen on validation rows, cell by cell:\n\n"
+    yield "| cells | target | method | settings | refuses harmful | refuses everyday | task right |\n"
+    yield "|---|---|---|---|---|---|---|\n"
+    for each in found:
+        for target in TARGETS:
+            for variant in (OURS, *variants):
+                picked = each.picked(variant, target)
+                settings = "; ".join(dict.fromkeys(told(line["settings"]) for line in picked))
+                yield f"| {each.name} | {target:.0%} | {variant} | {settings} | {_rates(each, picked)} |\n"
+    yield "\nMinus SST at its own settings (points):\n\n| cells | target | method | refusals | over-refusals | task |\n"
+    yield "|---|---|---|---|---|---|\n"
+    for each in found:
+        for target in TARGETS:
+            ours = {task: each.draws.means(task, each.picked(OURS, target)) for task in TASKS}
+            for variant in variants:
+                theirs = {task: each.draws.means(task, each.picked(variant, target)) for task in TASKS}
+                cells = [interval(theirs[task] - ours[task], 100, 1) for task in TASKS]
+                yield f"| {each.name} | {target:.0%} | {variant} | " + " | ".join(cells) + " |\n"
 
 
 def report(
     results: Results,
     variants: Sequence[str],
-    structures: Sequence[str],
-    structure_cells: Sequence[str],
+    others: dict[tuple[str, ...], list[str]],
     *,
     size: str,
     cells: Sequence[str],
@@ -357,8 +371,7 @@ def report(
     Args:
         results: Of the complete cells.
         variants: Methods that every cell has.
-        structures: Methods that some cells have.
-        structure_cells: Those cells.
+        others: Groups of methods that some cells have, and those cells.
         size: Its name.
         cells: Names of all cells of the size.
     """
@@ -424,16 +437,16 @@ def report(
                 settings = "; ".join(dict.fromkeys(told(line["settings"]) for line in picked))
                 lines.append(f"| {variant} ({target:.0%}) | {each.reached(variant, target)} | {settings} | ")
                 lines.append(f"{_rates(each, picked)} |\n")
-    if structure_cells:
-        lines.append(f"\n## Structures of the Fisher matrices\n\nCells {', '.join(structure_cells)}, averaged; ")
-        lines.append("loss in nats per token; behaviour at the 80 % settings, per cent.\n\n")
-        lines += structure_lines(results, structure_cells, structures)
+    for group, names in others.items():
+        if names:
+            lines.append(f"\n## {', '.join(group)}\n\nCells {', '.join(names)}, averaged; loss in nats per token.\n\n")
+            lines += other_lines(results, names, group)
     known = {
         name: {
             split: {
                 key: line
                 for key, line in found_lines.items()
-                if line.get("variant") not in structures or name in structure_cells
+                if all(line.get("variant") not in group or name in names for group, names in others.items())
             }
             for split, found_lines in cell.items()
         }
