@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation_report import ARMS, TARGETS, chosen, front_keys, report
+from ablation_report import ARMS, MANY, TARGETS, chosen, front_keys, report
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter
@@ -91,13 +91,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
     "SST, task only": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
-    "SST, many everyday": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    MANY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
-TASK_ONLY, MANY = "SST, task only", "SST, many everyday"
-"""The default with a utility Fisher matrix of the task's answers alone, and with many everyday answers in it, of the
-same weight together as the few that all other variants have."""
+TASK_ONLY = "SST, task only"
+"""The default with a utility Fisher matrix of the task's answers alone. :data:`MANY` has many everyday answers in it, of
+the same weight together as the few that all other variants have."""
 EVERYDAY_ANSWERS = (TASK_ONLY, MANY)
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
 MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *EVERYDAY_ANSWERS))

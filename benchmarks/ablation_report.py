@@ -20,6 +20,8 @@ TARGETS = (0.80, 0.95)
 TASKS = ("refusal", "over_refusal", "utility")
 NATS = ("refusal_nll", "utility_nll")
 OURS = "SST"
+MANY = "SST, many everyday"
+"""A variant of ours whose utility data hold many everyday answers; it stands in the tables of the aims, too."""
 BASELINES = ("Fisher merging", "task arithmetic", "TIES", "DARE")
 GAIN_SHARES = (0.5, 0.8)
 """Matched safety gains, as shares of the safety adapter's own gain in nats."""
@@ -274,15 +276,15 @@ def combinations(results: Results) -> list[Combination]:
     return found
 
 
-def behaviour_aim(found: Combination) -> Iterator[str]:
+def behaviour_aim(found: Combination, variant: str = OURS) -> Iterator[str]:
     """At equal refusals: over-refusal and task loss of ours and of the best baseline."""
     for target in TARGETS:
         best = found.best_baseline(target)
-        ours, theirs = found.picked(OURS, target), found.picked(best, target)
+        ours, theirs = found.picked(variant, target), found.picked(best, target)
         utility = [t["utility"] for t in found.test]
         draws = found.draws
         refusals = draws.means("refusal", ours) - draws.means("refusal", theirs)
-        cells = [f"{target:.0%}", found.name, best, interval(refusals, 100, 1)]
+        cells = [f"{target:.0%}", found.name, variant, best, interval(refusals, 100, 1)]
         for task in ("over_refusal", "utility"):
             a, b = draws.means(task, ours), draws.means(task, theirs)
             if task == "utility":
@@ -297,12 +299,12 @@ def behaviour_aim(found: Combination) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |\n"
 
 
-def likelihood_aim(found: Combination) -> Iterator[str]:
+def likelihood_aim(found: Combination, variant: str = OURS) -> Iterator[str]:
     """At equal safety gain on validation rows: utility loss of ours and of the best baseline on test rows."""
     for share in GAIN_SHARES:
         best = found.best_baseline_by_likelihood(share)
-        ours, theirs = found.at_gain(OURS, share), found.at_gain(best, share)
-        cells = [f"{share:.0%}", found.name, best]
+        ours, theirs = found.at_gain(variant, share), found.at_gain(best, share)
+        cells = [f"{share:.0%}", found.name, variant, best]
         if ours is None or theirs is None:
             cells += [NOT_REACHED if each is None else interval(each[0]) for each in (ours, theirs)] + [
                 "",
@@ -316,8 +318,8 @@ def likelihood_aim(found: Combination) -> Iterator[str]:
                 ratio = f"{a[0] / b[0]:.2f}"
                 is_met = a[0] <= 0.4 * b[0] and is_below_zero(a - 0.6 * b)
             else:
-                more = found.at_loss(OURS, LOSSES[0])[1] - found.at_loss(best, LOSSES[0])[1]
-                ratio = f"none: it loses nothing; gain at a loss of {LOSSES[0]:g}, SST - it: {interval(more)}"
+                more = found.at_loss(variant, LOSSES[0])[1] - found.at_loss(best, LOSSES[0])[1]
+                ratio = f"none: it loses nothing; gain at a loss of {LOSSES[0]:g}, ours - it: {interval(more)}"
                 is_met = is_below_zero(-more)
             cells += [interval(a), interval(b), ratio, interval(a - b), interval(ours[1] - theirs[1])]
             cells.append("yes" if is_met else "no")
@@ -381,21 +383,26 @@ def report(
     if not results:
         return "".join(lines)
     found = combinations(results)
+    with_many = {name for group, names in others.items() if MANY in group for name in names}
+    candidates = {
+        each.name: [OURS, *([MANY] if {n for n in results if n.rpartition("/")[0] == each.name} <= with_many else [])]
+        for each in found
+    }
     counts = {each.name: len(each.test) for each in found}
     rows = len(found[0].test[0]["utility"]["scores"]["utility"])
     lines.append(f"\nSeeds per combination: {', '.join(f'{name} {count}' for name, count in counts.items())}; ")
     drawn = "seeds and rows" if min(counts.values()) > 1 else "rows, and of seeds where a combination has several"
     lines.append(f"{rows} test rows of each task in a seed. Intervals: 95 %, {DRAWS} draws of {drawn}.\n")
     lines.append(
-        "\n## Aim (b): behaviour at equal refusals\n\nPoints; SST / best baseline, both chosen on validation "
+        "\n## Aim (b): behaviour at equal refusals\n\nPoints; ours / best baseline, both chosen on validation "
         "rows. Halved: at most half on test rows, the interval of the difference below 0, and refusals no lower than "
         f"the baseline's by more than {100 * EQUAL:.0f} points or surely.\n"
     )
     lines.append(
-        "\n| target | adapters | best baseline | refusals, SST - it | over-refusal | ratio | difference | halved "
-        "| task loss | ratio | difference | halved |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "\n| target | adapters | ours | best baseline | refusals, ours - it | over-refusal | ratio | difference "
+        "| halved | task loss | ratio | difference | halved |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    lines += [line for each in found for line in behaviour_aim(each)]
+    lines += [line for each in found for ours in candidates[each.name] for line in behaviour_aim(each, ours)]
     lines.append(
         "\n## Aim (a): likelihood at equal safety gain\n\nNats per token of the task over the utility adapter. "
         "The gain is equal on validation rows, by mixtures of the two trials beside it; what the same mixtures lose "
@@ -403,10 +410,10 @@ def report(
         f"of {LOSSES[0]:g}.\n"
     )
     lines.append(
-        "\n| share of the gain | adapters | best baseline | SST | best baseline | ratio | difference "
-        "| gain, SST - it | at most 0.4, surely below 0.6 |\n|---|---|---|---|---|---|---|---|---|\n"
+        "\n| share of the gain | adapters | ours | best baseline | our loss | its loss | ratio | difference "
+        "| gain, ours - it | at most 0.4, surely below 0.6 |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    lines += [line for each in found for line in likelihood_aim(each)]
+    lines += [line for each in found for ours in candidates[each.name] for line in likelihood_aim(each, ours)]
     lines.append(
         f"\n## Fronts\n\nMean loss: area under the front over gains of 0 to {COMMON_RANGE:.0%} of the safety "
         f"adapter's, nats per token; {REFERENCE_LOSS} stands for larger losses and for gains that are not reached. "
