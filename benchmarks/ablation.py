@@ -96,8 +96,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 TASK_ONLY = "SST, task only"
-"""The default with a utility Fisher matrix of the task's answers alone. :data:`MANY` has many everyday answers in it, of
-the same weight together as the few that all other variants have."""
+"""The default with a utility Fisher matrix of the task's answers alone. :data:`MANY` has many everyday answers in it,
+of the same weight together as the few that all other variants have."""
 EVERYDAY_ANSWERS = (TASK_ONLY, MANY)
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
 MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *EVERYDAY_ANSWERS))
