@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
-from safetensors import safe_open
 from torch import Tensor
 
 from sst_merge.adapter import Updates
@@ -34,9 +32,6 @@ from sst_merge.statistics.stored import (
     save_tensors,
     write_index,
 )
-
-OPEN_FILES = 256
-"""Batch files that are kept open at most; operating systems often allow 1,024."""
 
 
 def choose_side(shape: tuple[int, int]) -> Side:
@@ -174,8 +169,8 @@ class SampleGradients(Stored):
 
     batches: tuple[tuple[int, ...], ...]
     """Sample positions in each batch file."""
-    _open_files: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
-    _opening: Any = field(default_factory=Lock, repr=False, compare=False)
+    _headers: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Of the batch files, as far as they were read: where each module's numbers are."""
 
     @staticmethod
     def measure(
@@ -256,7 +251,7 @@ class SampleGradients(Stored):
         """
         rows = torch.empty(0)
         for number, positions in enumerate(self.batches):
-            part = self._file(number).get_tensor(name)
+            part = self._part(number, name)
             if number == 0:
                 rows = part.new_empty(len(self.weights), part.shape[1])
             rows[list(positions)] = part
@@ -265,14 +260,21 @@ class SampleGradients(Stored):
         totals = torch.where(is_safety, weights[is_safety].sum(), weights[~is_safety].sum())
         return rows.mul_((weights / totals).sqrt().float()[:, None])
 
-    def _file(self, number: int) -> Any:
-        """A batch file, kept open: a merge reads every file once a module, and opening takes longer than reading."""
-        with self._opening:
-            if number not in self._open_files:
-                if len(self._open_files) == OPEN_FILES:
-                    self._open_files.pop(next(iter(self._open_files)))
-                self._open_files[number] = safe_open(_batch_file(self.folder, number), framework="pt")
-            return self._open_files[number]
+    def _part(self, number: int, name: str) -> Float[Tensor, "batch coordinates"]:
+        """One module's rows of one batch file, read and not mapped: a merge reads every file once a module.
+
+        The library reads the header at every opening, which takes longer than the numbers do, and maps the file,
+        which counts as memory of the process as long as it is open.
+        """
+        with _batch_file(self.folder, number).open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if number not in self._headers:
+                self._headers[number] = json.loads(file.read(size))
+            entry = self._headers[number][name]
+            start, end = entry["data_offsets"]
+            file.seek(8 + size + start)
+            values = torch.frombuffer(bytearray(file.read(end - start)), dtype=torch.float32)
+        return values.view(entry["shape"])
 
 
 def _batch_file(folder: Path, number: int) -> Path:
