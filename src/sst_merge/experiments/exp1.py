@@ -459,7 +459,8 @@ def train_config(experiment: Exp1, data: Prepared, role: Role) -> TrainConfig:
 
 
 def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) -> RunConfig:
-    """The run file of the experiment; ``--set`` has the last word, comparisons follow the method's dials."""
+    """The run file of the experiment; ``--set`` has the last word, and its dials hold for comparisons, too."""
+    own, others = _dials(experiment)
     batch = batch_sizes(experiment)
     # Refusals are told by their opening words: what follows them is not worth its time.
     refusing = {"max_new_tokens": REFUSAL_TOKENS}
@@ -473,7 +474,7 @@ def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) ->
         "revision": experiment.preset.revision,
         "chat_template": experiment.preset.chat_template,
         "adapters": {"utility": str(adapters[0]), "safety": str(adapters[1])},
-        "method": {"name": "sst", **_dials(experiment)},
+        "method": {"name": "sst", **own},
         "calibration": {**data.calibration, "batch_size": batch.calibration},
         "evaluation": {
             "tasks": tasks,
@@ -484,7 +485,8 @@ def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) ->
         "output": str(experiment.folder / "run"),
     }
     apply_overrides(values, experiment.overrides)
-    dials = {key: values["method"][key] for key in ("utility_weight", "strength") if key in values["method"]}
+    given = values["method"]
+    dials = {key: given[key] if given.get(key, own[key]) != own[key] else value for key, value in others.items()}
     if "comparisons" not in values:
         values["comparisons"] = [
             {"name": name, **dials} for name in experiment.size.comparisons if name != values["method"]["name"]
@@ -492,10 +494,18 @@ def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) ->
     return validate(RunConfig, values, "exp1")
 
 
-def _dials(experiment: Exp1) -> dict[str, Any]:
-    """Utility weight and strength: the demo's for its adapters, chosen on validation rows; one and one otherwise."""
+def _dials(experiment: Exp1) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method's settings, and the comparisons' utility weight and strength.
+
+    The demo's for its adapters, chosen on validation rows for SST and for task arithmetic; one and one otherwise.
+    """
     if not experiment.is_embedded:
-        return {"utility_weight": 1.0, "strength": 1.0}
+        ones = {"utility_weight": 1.0, "strength": 1.0}
+        return ones, ones
     assert experiment.repository is not None
-    method = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml").method
-    return method.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+    demo = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml")
+    other = demo.comparisons[0]
+    return (
+        demo.method.model_dump(mode="json", exclude={"name"}, exclude_none=True),
+        {"utility_weight": other.utility_weight, "strength": other.strength},
+    )
