@@ -118,6 +118,11 @@ class Size:
     test: int
     """Rows of each task in a seed; other seeds have other rows."""
 
+    @property
+    def calibration_task(self) -> int:
+        """How many of the utility samples are of the task; the others are everyday answers."""
+        return round(0.6 * self.calibration)
+
 
 SIZES = {
     "tiny": Size((0,), (0,), 8, 4, 6),
@@ -218,7 +223,7 @@ class Cell:
         """Rows of one source. Test rows of different seeds are different rows."""
         parts = len(self.size.seeds) if split == "test" else 1
         source = DataSource(data=reference, split=split, samples=count * parts, answers=answers)
-        needs_answer = reference.endswith("prompts.jsonl") is False
+        needs_answer = not reference.endswith("prompts.jsonl")
         rows = load_rows(
             source, seed=0 if split == "test" else self.seed, root=ROOT, needs_answer=needs_answer, key="ablation"
         )
@@ -245,8 +250,7 @@ class Cell:
 
     def calibration_rows(self) -> tuple[list[Row], list[Row]]:
         """Safety rows, and utility rows: the task and everyday answers."""
-        count = self.size.calibration
-        task = round(0.6 * count)
+        count, task = self.size.calibration, self.size.calibration_task
         useful = self.drawn(UTILITIES[self.utility], "calibration", task)
         return self.harmful("calibration", count), [*useful, *self.drawn(EVERYDAY, "calibration", count - task)]
 
@@ -258,7 +262,7 @@ class Cell:
     def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[str, Statistics]:
         """Measured at the utility adapter and kept in ``folder``; by variant, as far as its data are its own."""
         harmful, useful = self.calibration_rows()
-        task = round(0.6 * self.size.calibration)
+        task = self.size.calibration_task
         everyday = len(useful) - task
         found: dict[Request, Any] = {}
         for variant in variants:

@@ -141,15 +141,9 @@ def load_base(
 
 
 def _loading(where: str, precision: str, *, is_stored_quantised: bool) -> dict[str, Any]:
-    """How transformers places and casts a model.
-
-    Raises:
-        ModelError: If bitsandbytes is needed and missing.
-    """
+    """How transformers places and casts a model."""
     if precision not in QUANTISED.values():
         return {"dtype": getattr(torch, precision), **({"device_map": where} if where == "balanced" else {})}
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(f"dtype: {precision} needs bitsandbytes. Install it: pip install 'sst-merge[quantized]'")
     from transformers import BitsAndBytesConfig
 
     computed = torch.float32 if _kind_of_device(where) == "cpu" else torch.bfloat16
@@ -175,7 +169,7 @@ def placement(device: str, dtype: str) -> tuple[str, str]:
     """Device and precision that ``auto`` stands for on this machine.
 
     Raises:
-        ModelError: If there is no such device.
+        ModelError: If there is no such device, or bitsandbytes is needed and missing.
     """
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
@@ -184,6 +178,8 @@ def placement(device: str, dtype: str) -> tuple[str, str]:
         raise ModelError(f"device: {device!r} is no torch device; use auto, balanced, cpu, cuda or cuda:0.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device: {device!r} was asked for, but torch sees no GPU here. Use auto or cpu.")
+    if dtype in QUANTISED.values() and find_spec("bitsandbytes") is None:
+        raise ModelError(f"dtype: {dtype} needs bitsandbytes. Install it: pip install 'sst-merge[quantized]'")
     return where, ("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else dtype
 
 

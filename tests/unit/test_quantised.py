@@ -107,6 +107,8 @@ def test_a_run_on_a_quantised_base_says_so(inputs: Path, tmp_path: Path, dtype: 
         assert f", {dtype}" in line
     arms = [json.loads(file.read_text(encoding="utf-8")) for file in (tmp_path / "run" / "scores").glob("*/arm.json")]
     assert {arm["dtype"] for arm in arms} == {dtype}
+    identity = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["placement"]
+    assert identity == {"device": "cpu", "dtype": dtype, "bitsandbytes": bitsandbytes.__version__}
 
 
 def test_a_model_that_is_quantised_already_must_be_called_so(four: Base, tmp_path: Path) -> None:

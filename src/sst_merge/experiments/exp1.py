@@ -459,8 +459,7 @@ def train_config(experiment: Exp1, data: Prepared, role: Role) -> TrainConfig:
 
 
 def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) -> RunConfig:
-    """The run file of the experiment; ``--set`` has the last word, and its dials hold for comparisons, too."""
-    own, others = _dials(experiment)
+    """The run file of the experiment; ``--set`` has the last word, comparisons follow the method's dials."""
     batch = batch_sizes(experiment)
     # Refusals are told by their opening words: what follows them is not worth its time.
     refusing = {"max_new_tokens": REFUSAL_TOKENS}
@@ -474,7 +473,7 @@ def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) ->
         "revision": experiment.preset.revision,
         "chat_template": experiment.preset.chat_template,
         "adapters": {"utility": str(adapters[0]), "safety": str(adapters[1])},
-        "method": {"name": "sst", **own},
+        "method": {"name": "sst", **_dials(experiment)},
         "calibration": {**data.calibration, "batch_size": batch.calibration},
         "evaluation": {
             "tasks": tasks,
@@ -485,8 +484,7 @@ def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) ->
         "output": str(experiment.folder / "run"),
     }
     apply_overrides(values, experiment.overrides)
-    given = values["method"]
-    dials = {key: given[key] if given.get(key, own[key]) != own[key] else value for key, value in others.items()}
+    dials = {key: values["method"][key] for key in ("utility_weight", "strength") if key in values["method"]}
     if "comparisons" not in values:
         values["comparisons"] = [
             {"name": name, **dials} for name in experiment.size.comparisons if name != values["method"]["name"]
@@ -494,18 +492,10 @@ def run_config(experiment: Exp1, data: Prepared, adapters: tuple[Path, Path]) ->
     return validate(RunConfig, values, "exp1")
 
 
-def _dials(experiment: Exp1) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The method's settings, and the comparisons' utility weight and strength.
-
-    The demo's for its adapters, chosen on validation rows for SST and for task arithmetic; one and one otherwise.
-    """
+def _dials(experiment: Exp1) -> dict[str, Any]:
+    """Utility weight and strength: the demo's for its adapters, chosen on validation rows; one and one otherwise."""
     if not experiment.is_embedded:
-        ones = {"utility_weight": 1.0, "strength": 1.0}
-        return ones, ones
+        return {"utility_weight": 1.0, "strength": 1.0}
     assert experiment.repository is not None
-    demo = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml")
-    other = demo.comparisons[0]
-    return (
-        demo.method.model_dump(mode="json", exclude={"name"}, exclude_none=True),
-        {"utility_weight": other.utility_weight, "strength": other.strength},
-    )
+    method = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml").method
+    return method.model_dump(mode="json", exclude={"name"}, exclude_none=True)

@@ -1,6 +1,7 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from sst_merge.adapter_io import (
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows
 from sst_merge.errors import ModelError
-from sst_merge.models import architecture, model_identity, placement
+from sst_merge.models import QUANTISED, architecture, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
@@ -103,7 +104,11 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     _check_overlaps(inputs, adapters)
     device, dtype = placement(config.device, config.dtype)
     identity = {
-        "placement": {"device": device, "dtype": dtype},
+        "placement": {
+            "device": device,
+            "dtype": dtype,
+            **({"bitsandbytes": version("bitsandbytes")} if dtype in QUANTISED.values() else {}),
+        },
         "config": config.model_dump(mode="json", exclude={"output": True, "calibration": {"store"}}),
         "inputs": {
             "base_model": model_identity(config.base_model, config.revision),
