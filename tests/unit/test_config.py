@@ -151,12 +151,22 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
             "evaluation: {tasks: [{task: refusal, data: a}, {task: refusal, data: b}]}",
             "evaluation: each task can stand",
         ),
+        (
+            "evaluation: {tasks: [{task: refusal, data: {data: a, weight: 2}}]}",
+            "evaluation.tasks.0.data: weight is for calibration data only, and a has it here; leave it out",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_named(tmp_path: Path, change: str, expected: str) -> None:
     values = yaml.safe_load(RUN) | yaml.safe_load(change)
     (found,) = problems(yaml.safe_dump(values), tmp_path, RunConfig)
     assert found.startswith(expected)
+
+
+def test_training_data_count_whole_and_alike(tmp_path: Path) -> None:
+    values = yaml.safe_load(TRAIN) | {"validation": {"data": "a.csv", "answer_tokens": 3}}
+    (found,) = problems(yaml.safe_dump(values), tmp_path, TrainConfig)
+    assert found.startswith("validation: answer_tokens is for calibration data only, and a.csv has it here")
 
 
 def test_the_alternatives_of_a_union_are_one_problem(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
     """Where a statistic is: named by the hash of everything it depends on; none if no method needs any.
 
     That is: base model and chat template, both adapters, the rows and their weights, the point of linearisation, the
-    labels (and the seed, where they are drawn), how many answer tokens count, the coordinates, the batch size,
+    labels (and the seed, where they are drawn), the coordinates, the batch size,
     precision and the versions of the libraries. Not: price, keep rule, damping, strength and utility weight, which any
     number of merges may change.
 
@@ -66,7 +66,6 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
             "safety_rows": rows_sha256(made.inputs.calibration_safety),
             "utility_rows": rows_sha256(made.inputs.calibration_utility),
             "batch_size": calibration.batch_size,
-            "answer_tokens": calibration.answer_tokens,
             "span": request.span,
             "point": point_weights(calibration.point, request.form),
             "labels": "data" if calibration.labels == "data" else ["model", made.config.seed],
@@ -147,7 +146,7 @@ def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: R
     rows = [*made.inputs.calibration_safety, *made.inputs.calibration_utility]
     utility, safety = made.updates("utility"), made.updates("safety")
     check_modules(base, safety, made.where("safety"))
-    samples = encode_rows(base, rows, calibration.answer_tokens)
+    samples = encode_rows(base, rows)
     draws = label_draws(rows, samples, made.config.seed) if calibration.labels == "model" else None
     weights = point_weights(calibration.point, request.form)
     with (
@@ -184,7 +183,7 @@ def label_draws(rows: Sequence[Row], samples: Sequence[Encoded], seed: int) -> l
     ]
 
 
-def encode_rows(base: Base, rows: list[Row], answer_tokens: int | None = None) -> list[Encoded]:
-    """Token ids of prompt and answer of each row; of the answer's first tokens, if their number is given."""
-    samples = [encode(base, row.prompt, row.answer) for row in rows]
-    return samples if answer_tokens is None else [sample.shortened(answer_tokens) for sample in samples]
+def encode_rows(base: Base, rows: list[Row]) -> list[Encoded]:
+    """Token ids of prompt and answer of each row; of the answer's first tokens, if the row says how many count."""
+    samples = [(encode(base, row.prompt, row.answer), row.answer_tokens) for row in rows]
+    return [sample if tokens is None else sample.shortened(tokens) for sample, tokens in samples]

@@ -1,6 +1,6 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -240,8 +240,10 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
     calibration = config.calibration
     safety = utility = []
     if calibration is not None and requests(config):
-        safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
-        utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
+        safety, utility = (
+            _load(sources, config.seed, root, f"calibration.{name}", needs_answer=True, by_answer=True)
+            for name, sources in (("safety", calibration.safety), ("utility", calibration.utility))
+        )
     tasks = load_tasks(config.evaluation, root)
     rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
     return Inputs(safety, utility, rows, tasks)
@@ -289,19 +291,21 @@ def load_evaluation_rows(
     return found
 
 
-def _load(sources: list[DataSource], seed: int, root: Path, key: str, *, needs_answer: bool) -> list[Row]:
-    """Rows of several sources; a prompt that two sources share is taken once."""
-    rows: dict[str, Row] = {}
+def _load(
+    sources: list[DataSource], seed: int, root: Path, key: str, *, needs_answer: bool, by_answer: bool = False
+) -> list[Row]:
+    """Rows of several sources; a prompt that two sources share is taken once, or ``by_answer`` once an answer."""
+    rows: dict[tuple[str, str | None], Row] = {}
     for number, source in enumerate(sources):
         place = key if len(sources) == 1 else f"{key}.{number}"
         for row in load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place):
-            rows.setdefault(row.id, row)
+            rows.setdefault((row.id, row.answer if by_answer else None), row)
     return list(rows.values())
 
 
 def rows_sha256(rows: list[Row]) -> str:
     """Hash of rows in their order, every field included."""
-    return canonical_sha256([[row.id, row.prompt, row.answer, row.cluster, row.weight] for row in rows])
+    return canonical_sha256([list(astuple(row)) for row in rows])
 
 
 def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> None:

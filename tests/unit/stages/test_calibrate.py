@@ -30,6 +30,11 @@ def settings(inputs: Path, **changes: Any) -> dict[str, Any]:
     return {**{name: str(inputs / f"{name}_calibration.jsonl") for name in DATA}, "batch_size": 3, **changes}
 
 
+def first_tokens(inputs: Path, count: int) -> dict[str, Any]:
+    sources = settings(inputs)
+    return {name: {"data": sources[name], "answer_tokens": count} for name in DATA}
+
+
 def made(inputs: Path, output: Path, method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> Any:
     changes = {"method": {"name": "sst", **(method or {})}, "seed": seed, "comparisons": None, "evaluation": None}
     return plan(run_config(inputs, output, calibration=settings(inputs, **calibration), **changes), root=Path())
@@ -82,7 +87,7 @@ def test_the_gradients_are_those_at_the_point(
 def test_only_the_first_tokens_of_answers_count_if_so_many_are_asked_for(
     inputs: Path, base: Base, tmp_path: Path
 ) -> None:
-    planned = made(inputs, tmp_path / "run", answer_tokens=1)
+    planned = made(inputs, tmp_path / "run", **first_tokens(inputs, 1))
     (found,) = calibrated(planned, base).found.values()
     assert isinstance(found, SampleGradients)
     rows = [*planned.inputs.calibration_safety, *planned.inputs.calibration_utility]
@@ -116,7 +121,7 @@ def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs:
         key(point="midpoint"),
         key(labels="model"),
         key(labels="model", seed=1),
-        key(answer_tokens=8),
+        key(**first_tokens(inputs, 8)),
         key(joint),
         key({"fisher": "kfac"}),
         key({"fisher": "kfac", **joint}),
