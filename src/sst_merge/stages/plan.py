@@ -294,18 +294,22 @@ def load_evaluation_rows(
 def _load(
     sources: list[DataSource], seed: int, root: Path, key: str, *, needs_answer: bool, by_answer: bool = False
 ) -> list[Row]:
-    """Rows of several sources; a prompt that two sources share is taken once, or ``by_answer`` once an answer."""
-    rows: dict[tuple[str, str | None], Row] = {}
+    """Rows of several sources; a prompt that two sources share is taken once.
+
+    ``by_answer``: once with each answer and each number of its tokens.
+    """
+    rows: dict[tuple[str | int | None, ...], Row] = {}
     for number, source in enumerate(sources):
         place = key if len(sources) == 1 else f"{key}.{number}"
         for row in load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place):
-            rows.setdefault((row.id, row.answer if by_answer else None), row)
+            rows.setdefault((row.id, row.answer, row.answer_tokens) if by_answer else (row.id,), row)
     return list(rows.values())
 
 
 def rows_sha256(rows: list[Row]) -> str:
-    """Hash of rows in their order, every field included."""
-    return canonical_sha256([list(astuple(row)) for row in rows])
+    """Hash of rows in their order, every field included; ``answer_tokens`` where it is set."""
+    every = (astuple(row) for row in rows)
+    return canonical_sha256([list(values if values[-1] is not None else values[:-1]) for values in every])
 
 
 def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> None:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import torch
 from peft import LoraConfig
+from pydantic import ValidationError
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
@@ -124,11 +125,8 @@ def _record_text(config: TrainConfig, learnt: str, measured: list[dict[str, Any]
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """What decides the adapter; settings that came later count where they are not at their default."""
-    settings = config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
-    later = {name: TrainConfig.model_fields[name].default for name in ("revision", "chat_template", "dtype")}
-    later["micro_batch_size"] = None
-    return {key: value for key, value in settings.items() if key not in later or value != later[key]}
+    """What decides the adapter."""
+    return config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
 
 
 def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
@@ -137,14 +135,24 @@ def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
         return None
     file = config.output / RECORD_FILE
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if stored.get("config") != _settings(config) or stored.get("rows_sha256") != learnt:
+    earlier = _earlier(config, stored)
+    if earlier is None or _settings(earlier) != _settings(config) or stored["rows_sha256"] != learnt:
         raise AdapterError(
             f"output: {config.output} has an adapter of another configuration or other rows; nothing was changed.\n"
             "  Use another output folder, or remove this one."
         )
     curve = json.loads((config.output / CURVE_FILE).read_text(encoding="utf-8"))
-    same = stored["evaluation"] == (config.evaluation and config.evaluation.model_dump(mode="json"))
-    return {"curve": curve, "measured": stored["measured"] if same else None}
+    return {"curve": curve, "measured": stored["measured"] if earlier.evaluation == config.evaluation else None}
+
+
+def _earlier(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig | None:
+    """The configuration of a record, settings that came later at their defaults; ``None`` if it is none of ours."""
+    try:
+        return TrainConfig.model_validate(
+            {**stored["config"], "evaluation": stored["evaluation"], "output": config.output}
+        )
+    except (KeyError, ValidationError):
+        return None
 
 
 def _measure(

@@ -136,15 +136,18 @@ def test_two_sources_are_one_set_of_rows_and_a_shared_prompt_counts_once(inputs:
     assert len(rows) == len({row.id for row in rows}) == 9
 
 
-def test_in_calibration_a_prompt_counts_once_with_each_of_its_answers(inputs: Path, tmp_path: Path) -> None:
+def test_in_calibration_a_prompt_counts_once_with_each_answer_and_number_of_its_tokens(
+    inputs: Path, tmp_path: Path
+) -> None:
     row = {"prompt": "Which day is it?"}
     for name, answer in (("own", "Monday."), ("refusal", "I can't say."), ("again", "Monday.")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "answer": answer}) + "\n", encoding="utf-8")
     sources = [{"data": str(tmp_path / "own.jsonl")}, str(tmp_path / "again.jsonl")]
-    sources.append({"data": str(tmp_path / "refusal.jsonl"), "answer_tokens": 2})
+    sources += [{"data": str(tmp_path / "refusal.jsonl"), **tokens} for tokens in ({"answer_tokens": 2}, {})]
     calibration = {"safety": str(inputs / "safety_calibration.jsonl"), "utility": sources}
     rows = made(inputs, calibration=calibration).inputs.calibration_utility
-    assert [(row.answer, row.answer_tokens) for row in rows] == [("Monday.", None), ("I can't say.", 2)]
+    expected = [("Monday.", None), ("I can't say.", 2), ("I can't say.", None)]
+    assert [(row.answer, row.answer_tokens) for row in rows] == expected
 
 
 def test_rows_that_two_tasks_share_are_refused(inputs: Path) -> None:
