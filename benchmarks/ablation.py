@@ -25,7 +25,7 @@ right answer ("utility"). A task's answer is right if greedy decoding would writ
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.calibrate import encode_rows
 from sst_merge.stages.merge import merge_updates
-from sst_merge.stages.plan import rows_sha256
+from sst_merge.stages.plan import contrasted, rows_sha256
 from sst_merge.stages.train import train
 from sst_merge.statistics import STATISTICS, Request, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
@@ -125,10 +125,6 @@ SIZES = {
     "cpu": Size((0, 1, 2), (0,), 64, 20, 32),
     "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 64, 24, 28),
 }
-
-
-def _first_tokens(rows: list[Row]) -> list[Row]:
-    return [replace(row, answer_tokens=FIRST_TOKENS) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -267,7 +263,7 @@ class Cell:
                 key="ablation",
             )
         ]
-        return [*harmful, *_first_tokens(harmful)], [*useful, *_first_tokens(refused)]
+        return contrasted(harmful, useful, refused, FIRST_TOKENS)
 
     def calibration_sha256(self, variant: str) -> str | None:
         """Hash of the rows that a variant is calibrated on; ``None`` for methods without statistics."""

@@ -110,6 +110,9 @@ def merge(
     calibration_safety: Annotated[
         str | None, typer.Option(help="Data for the safety Fisher: harmful prompts with refusals.")
     ] = None,
+    calibration_harmless: Annotated[
+        str | None, typer.Option(help="Prompts that must not be refused; answers are not read.")
+    ] = None,
     overrides: Set = None,
     output: Output = None,
     as_json: AsJson = False,
@@ -117,10 +120,14 @@ def merge(
 ) -> None:
     """Merge two adapters into one PEFT adapter, from a run file or from options."""
     if file is None:
-        values = _merge_values(base, utility, safety, method, calibration_utility, calibration_safety, output)
+        data = {"utility": calibration_utility, "safety": calibration_safety, "harmless": calibration_harmless}
+        values = _merge_values(base, utility, safety, method, data, output)
         config = _validate(values, overrides)
         diagnostics = _run(config, "merge", replace=replace)
-    elif any(value is not None for value in (base, utility, safety, calibration_utility, calibration_safety)):
+    elif any(
+        value is not None
+        for value in (base, utility, safety, calibration_utility, calibration_safety, calibration_harmless)
+    ):
         raise ConfigError("give a run file, or --base, --utility and --safety; not both.")
     else:
         diagnostics, config = _stage("merge", file, overrides, output, replace=replace)
@@ -475,8 +482,7 @@ def _merge_values(
     utility: Path | None,
     safety: Path | None,
     method: str,
-    calibration_utility: str | None,
-    calibration_safety: str | None,
+    calibration: dict[str, str | None],
     output: Path | None,
 ) -> dict[str, Any]:
     """The run file that the options of ``merge`` stand for."""
@@ -489,10 +495,8 @@ def _merge_values(
         "method": {"name": method},
         "output": str(output),
     }
-    if calibration_utility or calibration_safety:
-        values["calibration"] = {
-            role: value for role, value in (("utility", calibration_utility), ("safety", calibration_safety)) if value
-        }
+    if given := {name: value for name, value in calibration.items() if value}:
+        values["calibration"] = given
     return values
 
 

@@ -64,20 +64,19 @@ Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length
 
 
 def _counted_alike(sources: list[DataSource] | None) -> list[DataSource] | None:
-    """Nothing but calibration reads these fields, so elsewhere they are an error.
+    """Nothing but calibration reads the weight, so elsewhere it is an error.
 
     Raises:
         ValueError: If one is set.
     """
     for source in sources or []:
-        for name in ("weight", "answer_tokens"):
-            if getattr(source, name) != DataSource.model_fields[name].default:
-                raise ValueError(f"{name} is for calibration data only, and {source.data} has it here; leave it out")
+        if source.weight != DataSource.model_fields["weight"].default:
+            raise ValueError(f"weight is for calibration data only, and {source.data} has it here; leave it out")
     return sources
 
 
 AlikeSources = Annotated[Sources, AfterValidator(_counted_alike)]
-"""Rows that count all alike and whole, as in training and evaluation."""
+"""Rows that count all alike, as in training and evaluation."""
 
 
 class LoraSettings(Section):
@@ -212,10 +211,15 @@ class CalibrationConfig(Section):
     """The data on which both Fisher matrices are taken."""
 
     utility: Sources
-    """What must not change: task prompts with good answers, everyday prompts with the model's own answers, and everyday
-    prompts with refusals, so that these do not become likelier."""
+    """What must not change: task prompts with good answers, and everyday prompts with the model's own answers."""
     safety: Sources
     """Harmful prompts with refusals."""
+    harmless: Sources | None = None
+    """Prompts that must not be refused. Each is given a refusal, of its source's answers file or else one of safety's,
+    and how likely the refusal's first tokens are must not change. Answers in a column are not read."""
+    first_tokens: int = Field(default=6, ge=1)
+    """How many tokens of a refusal decide that it is one: of harmless prompts these alone count, of harmful prompts
+    with refusals these count once more. Without harmless it has no effect."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
     point: Literal["utility", "midpoint", "base"] = "utility"

@@ -52,10 +52,8 @@ class DataSource(BaseModel):
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
     weight: float = Field(default=1.0, gt=0)
     """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""
-    answer_tokens: int | None = Field(default=None, ge=1)
-    """How many tokens of each answer count, from its first; all when left out; for calibration."""
 
-    @field_validator("samples", "weight", "answer_tokens", mode="before")
+    @field_validator("samples", "weight", mode="before")
     @classmethod
     def _is_no_boolean(cls, value: Any, info: Any) -> Any:
         """Pydantic takes ``samples: yes`` for 1."""
@@ -370,9 +368,10 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
-        row = Row(content_id(prompt), prompt, answer, cluster, source.weight, source.answer_tokens)
+        row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
         rows.setdefault(row.id, row)
-    return _with_answers(list(rows.values()), root / source.answers, key) if source.answers else list(rows.values())
+    found = list(rows.values())
+    return with_answers(found, _answers(root / source.answers, key)) if source.answers else found
 
 
 def _from_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -405,8 +404,13 @@ def _text(value: Any) -> str | None:
     return value
 
 
-def _with_answers(rows: list[Row], path: Path, key: str) -> list[Row]:
-    """Give every prompt one of the answers in a text file, chosen by the prompt's hash."""
+def with_answers(rows: list[Row], answers: list[str]) -> list[Row]:
+    """Give every prompt one of the answers, chosen by the prompt's hash."""
+    return [replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)]) for row in rows]
+
+
+def _answers(path: Path, key: str) -> list[str]:
+    """The lines of a text file."""
     if not path.is_file():
         raise DataError(f"{key}.answers: no such file: {path}")
     try:
@@ -415,4 +419,4 @@ def _with_answers(rows: list[Row], path: Path, key: str) -> list[Row]:
         raise DataError(f"{key}.answers: {path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     if not answers:
         raise DataError(f"{key}.answers: {path} is empty.")
-    return [replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)]) for row in rows]
+    return answers

@@ -110,10 +110,10 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
     text = RUN.replace("{name: task_arithmetic}", "{name: task_arithmetic, density: 0.5}")
-    text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answer_tokens: 6, seed: 1}\n"
+    text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answers: r.txt, seed: 1}\n"
     assert problems(text, tmp_path, RunConfig) == [
         "method.density: not a key of this section; it belongs to ties and dare.",
-        "calibration.answer_tokens: not a key of this section; it belongs beside 'data'.",
+        "calibration.answers: not a key of this section; it belongs beside 'data'.",
         "calibration.seed: not a key of this section; it belongs at the top level.",
     ]
 
@@ -173,10 +173,10 @@ def test_parts_that_do_not_fit_together_are_named(tmp_path: Path, change: str, e
     assert found.startswith(expected)
 
 
-def test_training_data_count_whole_and_alike(tmp_path: Path) -> None:
-    values = yaml.safe_load(TRAIN) | {"validation": {"data": "a.csv", "answer_tokens": 3}}
+def test_training_data_count_alike(tmp_path: Path) -> None:
+    values = yaml.safe_load(TRAIN) | {"validation": {"data": "a.csv", "weight": 3}}
     (found,) = problems(yaml.safe_dump(values), tmp_path, TrainConfig)
-    assert found.startswith("validation: answer_tokens is for calibration data only, and a.csv has it here")
+    assert found.startswith("validation: weight is for calibration data only, and a.csv has it here")
 
 
 def test_the_alternatives_of_a_union_are_one_problem(tmp_path: Path) -> None:

@@ -312,8 +312,6 @@ def test_an_answers_file_must_exist_hold_text_and_be_utf8(tmp_path: Path) -> Non
         ({"weight": float("inf")}, "finite number"),
         ({"weight": float("nan")}, "finite number"),
         ({"weight": 0}, "greater than 0"),
-        ({"answer_tokens": 0}, "greater than or equal to 1"),
-        ({"answer_tokens": True}, "answer_tokens should be a number, not yes or no"),
         ({"split": "dev"}, "'all', 'train', 'validation', 'calibration' or 'test'"),
         ({"answers": "a.txt", "answer_column": "b"}, "answers and answer_column exclude each other"),
     ],

@@ -1,6 +1,6 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from sst_merge.adapter_io import (
     training_rows,
 )
 from sst_merge.config import DataSource, EvaluationConfig, RunConfig
-from sst_merge.data import Row, check_disjoint, content_id, load_rows
+from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.errors import ModelError
 from sst_merge.models import QUANTISED, architecture, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
@@ -127,6 +127,8 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
+    if config.calibration is not None and config.calibration.harmless is None and requests(config):
+        notes.append("calibration.harmless is not given: no data say which prompts must not be refused")
     for label, _, folder in adapters:
         if not training_rows(folder):
             notes.append(
@@ -240,10 +242,14 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
     calibration = config.calibration
     safety = utility = []
     if calibration is not None and requests(config):
-        safety, utility = (
-            _load(sources, config.seed, root, f"calibration.{name}", needs_answer=True, by_answer=True)
-            for name, sources in (("safety", calibration.safety), ("utility", calibration.utility))
-        )
+        safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
+        utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
+        if calibration.harmless is not None:
+            refusals = sorted({row.answer for row in safety if row.answer is not None})
+            refused = _load(
+                calibration.harmless, config.seed, root, "calibration.harmless", needs_answer=False, drawn=refusals
+            )
+            safety, utility = contrasted(safety, utility, refused, calibration.first_tokens)
     tasks = load_tasks(config.evaluation, root)
     rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
     return Inputs(safety, utility, rows, tasks)
@@ -292,18 +298,47 @@ def load_evaluation_rows(
 
 
 def _load(
-    sources: list[DataSource], seed: int, root: Path, key: str, *, needs_answer: bool, by_answer: bool = False
+    sources: list[DataSource],
+    seed: int,
+    root: Path,
+    key: str,
+    *,
+    needs_answer: bool,
+    drawn: list[str] | None = None,
 ) -> list[Row]:
     """Rows of several sources; a prompt that two sources share is taken once.
 
-    ``by_answer``: once with each answer and each number of its tokens.
+    Where answers to be ``drawn`` are given, rows of sources without an answers file get one of these.
     """
-    rows: dict[tuple[str | int | None, ...], Row] = {}
+    rows: dict[str, Row] = {}
     for number, source in enumerate(sources):
         place = key if len(sources) == 1 else f"{key}.{number}"
-        for row in load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place):
-            rows.setdefault((row.id, row.answer, row.answer_tokens) if by_answer else (row.id,), row)
+        found = load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place)
+        for row in with_answers(found, drawn) if drawn and source.answers is None else found:
+            rows.setdefault(row.id, row)
     return list(rows.values())
+
+
+def contrasted(
+    safety: list[Row], utility: list[Row], refused: list[Row], first_tokens: int
+) -> tuple[list[Row], list[Row]]:
+    """Calibration data that tell refusals of harmful prompts from refusals of harmless ones.
+
+    Args:
+        safety: Harmful prompts with refusals.
+        utility: Prompts with answers that must not change.
+        refused: Harmless prompts with refusals.
+        first_tokens: How many tokens of a refusal decide that it is one.
+
+    Returns:
+        Safety rows, whole and once more by their first tokens; utility rows, and the harmless prompts by the first
+        tokens of their refusals.
+    """
+
+    def begun(rows: list[Row]) -> list[Row]:
+        return [replace(row, answer_tokens=first_tokens) for row in rows]
+
+    return [*safety, *begun(safety)], [*utility, *begun(refused)]
 
 
 def rows_sha256(rows: list[Row]) -> str:

@@ -21,7 +21,7 @@ from sst_merge.stages.plan import plan, write_plan
 from sst_merge.statistics import KroneckerFactors, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.weights import applied
-from tiny_run import run_config
+from tiny_run import run_config, write_rows
 
 DATA = ("utility", "safety")
 
@@ -30,9 +30,10 @@ def settings(inputs: Path, **changes: Any) -> dict[str, Any]:
     return {**{name: str(inputs / f"{name}_calibration.jsonl") for name in DATA}, "batch_size": 3, **changes}
 
 
-def first_tokens(inputs: Path, count: int) -> dict[str, Any]:
-    sources = settings(inputs)
-    return {name: {"data": sources[name], "answer_tokens": count} for name in DATA}
+def harmless(folder: Path, first_tokens: int) -> dict[str, Any]:
+    file = folder / "harmless.jsonl"
+    write_rows(file, "harmless", 3)
+    return {"harmless": str(file), "first_tokens": first_tokens}
 
 
 def made(inputs: Path, output: Path, method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> Any:
@@ -84,18 +85,21 @@ def test_the_gradients_are_those_at_the_point(
         torch.testing.assert_close(found.rows(name), expected.rows(name), rtol=1e-4, atol=1e-4)
 
 
-def test_only_the_first_tokens_of_answers_count_if_so_many_are_asked_for(
+def test_of_refusals_of_harmless_prompts_only_the_first_tokens_count_and_of_others_once_more(
     inputs: Path, base: Base, tmp_path: Path
 ) -> None:
-    planned = made(inputs, tmp_path / "run", **first_tokens(inputs, 1))
+    planned = made(inputs, tmp_path / "run", **harmless(tmp_path, 1))
     (found,) = calibrated(planned, base).found.values()
     assert isinstance(found, SampleGradients)
     rows = [*planned.inputs.calibration_safety, *planned.inputs.calibration_utility]
+    assert [row.answer_tokens for row in rows] == [None] * 5 + [1] * 5 + [None] * 5 + [1] * 3
     utility, safety = (read_adapter(inputs / name).updates for name in DATA)
     name, bases = next(iter(safety)), patch_bases(safety)
     weight = base.modules[name].weight
     with applied(base, utility, "point"):
         for i, row in enumerate(rows):  # one sample at a time, by autograd through the whole weight
+            if row.answer_tokens is None:
+                continue
             sample = encode(base, row.prompt, row.answer)
             assert sample.answer_length > 1
             weight.requires_grad_(True)
@@ -104,7 +108,9 @@ def test_only_the_first_tokens_of_answers_count_if_so_many_are_asked_for(
             weight.requires_grad_(False)
             q = bases[name].q
             own = gradient @ q.T if bases[name].side == "output" else q @ gradient
-            torch.testing.assert_close(found.rows(name)[i], own.flatten() / 5**0.5, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                found.rows(name)[i], own.flatten() / (10 if i < 10 else 8) ** 0.5, rtol=1e-3, atol=1e-5
+            )
 
 
 def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs: Path, tmp_path: Path) -> None:
@@ -121,7 +127,8 @@ def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs:
         key(point="midpoint"),
         key(labels="model"),
         key(labels="model", seed=1),
-        key(**first_tokens(inputs, 8)),
+        key(**harmless(tmp_path, 8)),
+        key(**harmless(tmp_path, 3)),
         key(joint),
         key({"fisher": "kfac"}),
         key({"fisher": "kfac", **joint}),

@@ -1,6 +1,7 @@
 """What is known before a model is loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,18 +137,35 @@ def test_two_sources_are_one_set_of_rows_and_a_shared_prompt_counts_once(inputs:
     assert len(rows) == len({row.id for row in rows}) == 9
 
 
-def test_in_calibration_a_prompt_counts_once_with_each_answer_and_number_of_its_tokens(
-    inputs: Path, tmp_path: Path
-) -> None:
-    row = {"prompt": "Which day is it?"}
-    for name, answer in (("own", "Monday."), ("refusal", "I can't say."), ("again", "Monday.")):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "answer": answer}) + "\n", encoding="utf-8")
-    sources = [{"data": str(tmp_path / "own.jsonl")}, str(tmp_path / "again.jsonl")]
-    sources += [{"data": str(tmp_path / "refusal.jsonl"), **tokens} for tokens in ({"answer_tokens": 2}, {})]
-    calibration = {"safety": str(inputs / "safety_calibration.jsonl"), "utility": sources}
-    rows = made(inputs, calibration=calibration).inputs.calibration_utility
-    expected = [("Monday.", None), ("I can't say.", 2), ("I can't say.", None)]
-    assert [(row.answer, row.answer_tokens) for row in rows] == expected
+def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inputs: Path, tmp_path: Path) -> None:
+    before = made(inputs).inputs
+    note = "calibration.harmless is not given: no data say which prompts must not be refused"
+    assert note in made(inputs).notes
+    for name in ("drawn", "own"):
+        row = {"prompt": f"Which day is it, {name}?", "answer": "Monday."}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (tmp_path / "refusals.txt").write_text("I can't say.\n", encoding="utf-8")
+    calibration: dict[str, Any] = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("safety", "utility")}
+    own = {"data": str(tmp_path / "own.jsonl"), "answers": str(tmp_path / "refusals.txt")}
+    calibration["harmless"] = [str(tmp_path / "drawn.jsonl"), own]
+    planned = made(inputs, calibration=calibration)
+    assert note not in planned.notes
+    safety, utility = planned.inputs.calibration_safety, planned.inputs.calibration_utility
+    assert safety == [*before.calibration_safety, *(replace(row, answer_tokens=6) for row in before.calibration_safety)]
+    *others, drawn, refused = utility
+    assert others == before.calibration_utility
+    assert drawn.prompt == "Which day is it, drawn?"
+    assert drawn.answer in {row.answer for row in before.calibration_safety}
+    assert (refused.answer, refused.answer_tokens, drawn.answer_tokens) == ("I can't say.", 6, 6)
+    three = made(inputs, calibration={**calibration, "first_tokens": 3}).inputs
+    assert {row.answer_tokens for row in three.calibration_safety} == {None, 3}
+    assert made(inputs, calibration={**calibration, "first_tokens": 3}).identity != planned.identity
+
+
+def test_harmless_prompts_that_are_evaluated_are_refused(inputs: Path) -> None:
+    calibration = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("safety", "utility")}
+    with pytest.raises(DataError, match=r"calibration.utility.*evaluation.refusal"):
+        made(inputs, calibration={**calibration, "harmless": str(inputs / "refusal.jsonl")})
 
 
 def test_rows_that_two_tasks_share_are_refused(inputs: Path) -> None:
