@@ -31,12 +31,13 @@ from typing import Any
 
 from ablation_report import ARMS, OURS, front_keys, path_keys, report
 
-from sst_merge.adapter import Updates
+from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import folder_sha256, read_adapter
 from sst_merge.config import TrainConfig, load_config
 from sst_merge.data import DataSource, Row, load_rows
 from sst_merge.inference import continuation_log_likelihoods, encode, generate, length_sorted, read_prompts
 from sst_merge.methods import METHODS
+from sst_merge.methods.sst import Sst
 from sst_merge.models import Base, load_base, placement
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
@@ -74,6 +75,8 @@ FORMAT = 4
 
 FIRST_TOKENS = 6
 """Of refusals, in calibration."""
+DIFFERENT_REFUSALS = 3
+"""Of each harmful prompt, in calibration."""
 
 DIALS = ((1.0, 0.3), (1.0, 0.5), (1.0, 0.75), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (0.8, 1.25))
 """Utility weight and strength, at the first value of a method's own dial; its second value is tried at 1 / 1."""
@@ -122,8 +125,8 @@ class Size:
 
 SIZES = {
     "tiny": Size((0,), (0,), 8, 4, 6),
-    "cpu": Size((0, 1, 2), (0,), 64, 20, 32),
-    "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 64, 24, 28),
+    "cpu": Size((0, 1, 2), (0,), 76, 20, 32),
+    "gpu": Size((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 76, 24, 28),
 }
 
 
@@ -243,7 +246,7 @@ class Cell:
     def calibration_rows(self, variant: str = OURS) -> tuple[list[Row], list[Row]]:
         """Safety rows and utility rows.
 
-        Harmful prompts with refusals, whole and once more their first tokens; and the task, everyday prompts with the
+        Harmful prompts with refusals, whole and by the first tokens of several; and the task, everyday prompts with the
         base's own answers, and harmless prompts with the first tokens of refusals, which must not become likelier.
         """
         count, task = self.size.calibration, round(0.6 * self.size.calibration)
@@ -263,7 +266,7 @@ class Cell:
                 key="ablation",
             )
         ]
-        return contrasted(harmful, useful, refused, FIRST_TOKENS)
+        return contrasted(harmful, useful, refused, first_tokens=FIRST_TOKENS, refusals=DIFFERENT_REFUSALS)
 
     def calibration_sha256(self, variant: str) -> str | None:
         """Hash of the rows that a variant is calibrated on; ``None`` for methods without statistics."""
@@ -353,6 +356,7 @@ def likelihood_scores(base: Base, rows: dict[str, list[Row]]) -> dict[str, list[
     return found
 
 
+Merged = tuple[Updates, dict[str, dict[str, Any]]]
 MEASURES = {"text": text_scores, "likelihood": likelihood_scores}
 
 
@@ -362,6 +366,27 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
         return {}
     whole = file.read_bytes()
     return {line["key"]: line for line in map(json.loads, whole[: whole.rfind(b"\n") + 1].splitlines())}
+
+
+def merged(
+    trial: Trial, utility: Updates, safety: Updates, store: Statistics | None, seed: int, patches: dict[str, Merged]
+) -> Merged:
+    """What the method makes of both updates, and its diagnostics.
+
+    Where ``U`` is left whole (:class:`sst_merge.methods.Sst` in the coordinates of ``S``), utility weight and strength
+    are factors on ``U`` and on ``P(S)``, and ``patches`` keeps ``P(S)`` for the next trial of the same settings.
+    """
+    method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
+    if not isinstance(method, Sst) or method.span != "safety":
+        return merge_updates(method, utility, safety, store, seed=seed, reporter=SilentReporter())
+    whole = method.model_copy(update={"utility_weight": 1.0, "strength": 1.0})
+    key = whole.model_dump_json()
+    if key not in patches:
+        nothing = {name: update.scaled(0.0) for name, update in utility.items()}
+        patches[key] = merge_updates(whole, nothing, safety, store, seed=seed, reporter=SilentReporter())
+    patch, diagnostics = patches[key]
+    parts = {name: (utility[name].scaled(method.utility_weight), patch[name].scaled(method.strength)) for name in patch}
+    return {name: concatenate(list(both)) for name, both in parts.items()}, diagnostics
 
 
 def evaluated(
@@ -382,6 +407,7 @@ def evaluated(
     missing = {key: wanted - set(lines.get(key, {"measures": ()})["measures"]) for key, wanted in measures.items()}
     missing = {key: wanted for key, wanted in missing.items() if wanted}
     utility, safety = cell.updates()
+    patches: dict[str, Merged] = {}
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
     settings = {trial.key: trial for trial in trials()}
     rows = cell.rows(split)
@@ -392,11 +418,7 @@ def evaluated(
             updates = arms[key]
         else:
             trial = settings[key]
-            method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
-            store = statistics.get(trial.variant)
-            updates, diagnostics = merge_updates(
-                method, utility, safety, store, seed=cell.seed, reporter=SilentReporter()
-            )
+            updates, diagnostics = merged(trial, utility, safety, statistics.get(trial.variant), cell.seed, patches)
             line |= {"variant": trial.variant, "settings": trial.settings, "energies": _energies(diagnostics)}
             line["calibration"] = cell.calibration_sha256(trial.variant)
         with applied(base, updates, key) as weights:

@@ -219,7 +219,10 @@ class CalibrationConfig(Section):
     and how likely the refusal's first tokens are must not change. Answers in a column are not read."""
     first_tokens: int = Field(default=6, ge=1)
     """How many tokens of a refusal decide that it is one: of harmless prompts these alone count, of harmful prompts
-    with refusals these count once more. Without harmless it has no effect."""
+    these count besides the whole. Without harmless it has no effect."""
+    refusals: int = Field(default=3, ge=1)
+    """By the first tokens of how many different refusals a harmful prompt counts: its own, and others of safety's,
+    drawn by its hash. Without harmless it has no effect."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
     point: Literal["utility", "midpoint", "base"] = "utility"

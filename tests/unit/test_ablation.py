@@ -13,11 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sst_merge.adapter import Updates
 from sst_merge.data import Row
+from sst_merge.inference import encode
 from sst_merge.methods import METHODS
 from sst_merge.models import Base
+from sst_merge.progress import SilentReporter
+from sst_merge.stages.merge import merge_updates
+from sst_merge.statistics import Request, SampleGradients, Statistics
+from sst_merge.statistics.sample_gradients import patch_bases
 from tiny import random_adapter, tiny_base
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -361,6 +367,25 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
         file.write('{"key": "torn')
     more = ablation.evaluated(base, cell, "test", {"safety": {"likelihood"}}, {})
     assert ablation.recorded(tmp_path / "test.jsonl") == more == {**lines, "safety": more["safety"]}
+
+
+def test_one_patch_serves_all_strengths_and_weights(ablation: ModuleType, tmp_path: Path) -> None:
+    base = tiny_base(seed=5)
+    utility, safety = TinyCell(tmp_path, base).updates()
+    samples = [encode(base, row.prompt, row.answer) for row in TinyCell(tmp_path, base).rows("test")["utility"]]
+    gradients = SampleGradients.measure(
+        base, patch_bases(safety), samples, tmp_path, safety_samples=1, weights=[1.0, 1.0], batch_size=2
+    )
+    store = Statistics({Request("sample_gradients"): gradients})
+    patches: dict[str, Any] = {}
+    for trial in ablation.trials(["SST"]):
+        updates, diagnostics = ablation.merged(trial, utility, safety, store, 0, patches)
+        method = METHODS["sst"].model_validate(trial.settings)
+        direct, expected = merge_updates(method, utility, safety, store, seed=0, reporter=SilentReporter())
+        assert diagnostics == expected
+        for name, update in direct.items():
+            torch.testing.assert_close(updates[name].dense(), update.dense())
+    assert len(patches) == 2  # one a price
 
 
 def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(

@@ -249,7 +249,9 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
             refused = _load(
                 calibration.harmless, config.seed, root, "calibration.harmless", needs_answer=False, drawn=refusals
             )
-            safety, utility = contrasted(safety, utility, refused, calibration.first_tokens)
+            safety, utility = contrasted(
+                safety, utility, refused, first_tokens=calibration.first_tokens, refusals=calibration.refusals
+            )
     tasks = load_tasks(config.evaluation, root)
     rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
     return Inputs(safety, utility, rows, tasks)
@@ -320,7 +322,7 @@ def _load(
 
 
 def contrasted(
-    safety: list[Row], utility: list[Row], refused: list[Row], first_tokens: int
+    safety: list[Row], utility: list[Row], refused: list[Row], *, first_tokens: int, refusals: int
 ) -> tuple[list[Row], list[Row]]:
     """Calibration data that tell refusals of harmful prompts from refusals of harmless ones.
 
@@ -329,16 +331,25 @@ def contrasted(
         utility: Prompts with answers that must not change.
         refused: Harmless prompts with refusals.
         first_tokens: How many tokens of a refusal decide that it is one.
+        refusals: How many different refusals each harmful prompt gets, if ``safety`` has so many.
 
     Returns:
-        Safety rows, whole and once more by their first tokens; utility rows, and the harmless prompts by the first
-        tokens of their refusals.
+        Safety rows, whole and then by the first tokens of their own and of other refusals; utility rows, and the
+        harmless prompts by the first tokens of their refusals.
     """
+    known = {row.answer for row in safety if row.answer is not None}
 
-    def begun(rows: list[Row]) -> list[Row]:
-        return [replace(row, answer_tokens=first_tokens) for row in rows]
+    def begun(row: Row, answer: str | None) -> Row:
+        return replace(row, answer=answer, answer_tokens=first_tokens)
 
-    return [*safety, *begun(safety)], [*utility, *begun(refused)]
+    several = [begun(row, answer) for row in safety for answer in _several(row, known, refusals)]
+    return [*safety, *several], [*utility, *(begun(row, row.answer) for row in refused)]
+
+
+def _several(row: Row, answers: set[str], count: int) -> list[str | None]:
+    """The row's own answer and others, in an order that its prompt decides."""
+    others = sorted(answers - {row.answer}, key=lambda answer: canonical_sha256([row.id, answer]))
+    return [row.answer, *others[: count - 1]]
 
 
 def rows_sha256(rows: list[Row]) -> str:

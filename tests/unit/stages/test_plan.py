@@ -138,20 +138,34 @@ def test_two_sources_are_one_set_of_rows_and_a_shared_prompt_counts_once(inputs:
 
 
 def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inputs: Path, tmp_path: Path) -> None:
-    before = made(inputs).inputs
     note = "calibration.harmless is not given: no data say which prompts must not be refused"
     assert note in made(inputs).notes
     for name in ("drawn", "own"):
         row = {"prompt": f"Which day is it, {name}?", "answer": "Monday."}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (tmp_path / "refusals.txt").write_text("I can't say.\n", encoding="utf-8")
-    calibration: dict[str, Any] = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("safety", "utility")}
+    answers = ("No.", "I won't.", "Not this.", "Never.")
+    harmful = [{"prompt": f"Harm {i}.", "answer": answer} for i, answer in enumerate((*answers, "No."))]
+    text = "".join(json.dumps(row) + "\n" for row in harmful)
+    (tmp_path / "harmful.jsonl").write_text(text, encoding="utf-8")
+    calibration: dict[str, Any] = {"safety": str(tmp_path / "harmful.jsonl")}
+    calibration["utility"] = str(inputs / "utility_calibration.jsonl")
+    before = made(inputs, calibration=calibration).inputs
     own = {"data": str(tmp_path / "own.jsonl"), "answers": str(tmp_path / "refusals.txt")}
     calibration["harmless"] = [str(tmp_path / "drawn.jsonl"), own]
     planned = made(inputs, calibration=calibration)
     assert note not in planned.notes
     safety, utility = planned.inputs.calibration_safety, planned.inputs.calibration_utility
-    assert safety == [*before.calibration_safety, *(replace(row, answer_tokens=6) for row in before.calibration_safety)]
+    whole, begun = safety[:5], safety[5:]
+    assert whole == before.calibration_safety
+    assert begun[::3] == [replace(row, answer_tokens=6) for row in whole]
+    assert [row.id for row in begun] == [row.id for row in whole for _ in range(3)]
+    assert all(len({row.answer for row in begun[i : i + 3]}) == 3 for i in range(0, 15, 3))
+    assert {row.answer for row in begun} == set(answers)
+    ten = made(inputs, calibration={**calibration, "refusals": 10}).inputs
+    assert len(ten.calibration_safety) == 5 + 5 * 4  # four different refusals are all there are
+    one = made(inputs, calibration={**calibration, "refusals": 1}).inputs
+    assert one.calibration_safety == [*whole, *begun[::3]]
     *others, drawn, refused = utility
     assert others == before.calibration_utility
     assert drawn.prompt == "Which day is it, drawn?"
