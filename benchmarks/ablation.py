@@ -75,7 +75,7 @@ FORMAT = 4
 
 FIRST_TOKENS = 6
 """Of refusals, in calibration."""
-DIFFERENT_REFUSALS = 3
+REFUSALS_PER_PROMPT = 3
 """Of each harmful prompt, in calibration."""
 
 DIALS = ((1.0, 0.3), (1.0, 0.5), (1.0, 0.75), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (0.8, 1.25))
@@ -266,7 +266,7 @@ class Cell:
                 key="ablation",
             )
         ]
-        return contrasted(harmful, useful, refused, first_tokens=FIRST_TOKENS, refusals=DIFFERENT_REFUSALS)
+        return contrasted(harmful, useful, refused, first_tokens=FIRST_TOKENS, per_prompt=REFUSALS_PER_PROMPT)
 
     def calibration_sha256(self, variant: str) -> str | None:
         """Hash of the rows that a variant is calibrated on; ``None`` for methods without statistics."""
@@ -379,11 +379,10 @@ def merged(
     method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
     if not isinstance(method, Sst) or method.span != "safety":
         return merge_updates(method, utility, safety, store, seed=seed, reporter=SilentReporter())
-    whole = method.model_copy(update={"utility_weight": 1.0, "strength": 1.0})
-    key = whole.model_dump_json()
+    alone = method.model_copy(update={"utility_weight": 0.0, "strength": 1.0})
+    key = f"{trial.variant} {alone.model_dump_json()}"
     if key not in patches:
-        nothing = {name: update.scaled(0.0) for name, update in utility.items()}
-        patches[key] = merge_updates(whole, nothing, safety, store, seed=seed, reporter=SilentReporter())
+        patches[key] = merge_updates(alone, utility, safety, store, seed=seed, reporter=SilentReporter())
     patch, diagnostics = patches[key]
     parts = {name: (utility[name].scaled(method.utility_weight), patch[name].scaled(method.strength)) for name in patch}
     return {name: concatenate(list(both)) for name, both in parts.items()}, diagnostics

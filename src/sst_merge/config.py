@@ -218,11 +218,11 @@ class CalibrationConfig(Section):
     """Prompts that must not be refused. Each is given a refusal, of its source's answers file or else one of safety's,
     and how likely the refusal's first tokens are must not change. Answers in a column are not read."""
     first_tokens: int = Field(default=6, ge=1)
-    """How many tokens of a refusal decide that it is one: of harmless prompts these alone count, of harmful prompts
-    these count besides the whole. Without harmless it has no effect."""
-    refusals: int = Field(default=3, ge=1)
-    """By the first tokens of how many different refusals a harmful prompt counts: its own, and others of safety's,
-    drawn by its hash. Without harmless it has no effect."""
+    """With harmless: how many tokens of a refusal decide that it is one. Of harmless prompts these alone count, of
+    harmful prompts these count besides the whole."""
+    refusals_per_prompt: int = Field(default=3, ge=1)
+    """With harmless: by the first tokens of how many different refusals each harmful prompt counts: its own, and others
+    of safety's, drawn by its hash."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
     point: Literal["utility", "midpoint", "base"] = "utility"
@@ -231,6 +231,13 @@ class CalibrationConfig(Section):
     """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
     store: Path | None = None
     """Folder of statistics that runs share; the run's own folder when left out. It decides no number."""
+
+    @model_validator(mode="after")
+    def _has_harmless_prompts(self) -> "CalibrationConfig":
+        without = [name for name in ("first_tokens", "refusals_per_prompt") if name in self.model_fields_set]
+        if without and self.harmless is None:
+            raise ValueError(f"{without[0]} has no effect without harmless; give harmless, or leave it out")
+        return self
 
 
 def _known_template(value: str) -> str:
@@ -482,14 +489,10 @@ def _unknown_key(kind: type[BaseModel], key: str) -> str:
     known = _known_keys(kind)
     if key not in known:
         return f"unknown key.{_suggestion(key, list(known))}"
-    owner = known[key]
-    if methods := [name for name, method in METHODS.items() if key in method.model_fields]:
-        place = "to " + " and ".join(methods)
-    elif owner is kind:
-        place = "at the top level"
-    else:
-        place = "beside '" + next(name for name in owner.model_fields if name != key) + "'"
-    return f"not a key of this section; it belongs {place}."
+    methods = [name for name, method in METHODS.items() if key in method.model_fields]
+    places = [f"{', '.join(methods)} as method"] if methods else []
+    places += [place or "the top level" for place in known[key] if place.split(".")[0] not in ("method", "comparisons")]
+    return f"not a key of this section; known in {', '.join(places or known[key])}."
 
 
 def _suggestion(word: str, known: list[str]) -> str:
@@ -511,20 +514,20 @@ def _location(values: Any, parts: tuple[int | str, ...]) -> list[str]:
     return kept
 
 
-def _known_keys(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """Names of all fields of a model and the models inside it, and the first model that has each."""
-    names: dict[str, type[BaseModel]] = {}
-    todo: list[Any] = [kind]
-    seen: set[Any] = set()
-    while todo:
-        item = todo.pop()
-        if item in seen:
-            continue
-        seen.add(item)
+def _known_keys(kind: type[BaseModel]) -> dict[str, list[str]]:
+    """Names of all fields of a model and of the models inside it, and the dotted sections that have them."""
+    places: dict[str, list[str]] = {}
+
+    def visit(item: Any, section: str) -> None:
         if isinstance(item, type) and issubclass(item, BaseModel):
             for name, field in item.model_fields.items():
-                names.setdefault(name, item)
-                todo.append(field.annotation)
+                known = places.setdefault(name, [])
+                if section not in known:
+                    known.append(section)
+                    visit(field.annotation, f"{section}.{name}".lstrip("."))
         else:
-            todo.extend(getattr(item, "__args__", ()))
-    return names
+            for part in getattr(item, "__args__", ()):
+                visit(part, section)
+
+    visit(kind, "")
+    return places

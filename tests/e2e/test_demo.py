@@ -11,11 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sst_merge.config import RunConfig, validate
+from sst_merge.config import RunConfig, load_config, validate
+from sst_merge.experiments.dry_run import DEMO_SAMPLES
 from sst_merge.inference import encode, next_token_log_probabilities
 from sst_merge.models import Base, load_base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages import run as run_stage
+from sst_merge.stages.plan import plan
 from tiny import load_with_peft
 from tiny_run import ARMS, artefacts, numbers
 
@@ -33,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         weights = REPOSITORY / "examples" / "adapters" / role / "adapter_model.safetensors"
         assert weights.is_file(), f"{weights} is missing: make it with configs/train_{role}.yaml"
     values: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text(encoding="utf-8"))
-    for role in ("utility", "safety"):
+    for role in ("utility", "safety", "harmless"):
         given = values["calibration"][role]
         sources = given if isinstance(given, list) else [given]
         for source in sources:
@@ -41,6 +43,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     values["evaluation"]["limit"] = LIMIT
     values["output"] = str(tmp_path_factory.mktemp("demo") / "run")
     return validate(RunConfig, values, "configs/demo.yaml")
+
+
+def test_the_forecast_counts_the_samples_of_the_demo() -> None:
+    whole = load_config(RunConfig, REPOSITORY / "configs" / "demo.yaml")
+    inputs = plan(whole, root=REPOSITORY).inputs
+    assert len(inputs.calibration_safety) + len(inputs.calibration_utility) == DEMO_SAMPLES
 
 
 @pytest.fixture(scope="module")

@@ -378,14 +378,14 @@ def test_one_patch_serves_all_strengths_and_weights(ablation: ModuleType, tmp_pa
     )
     store = Statistics({Request("sample_gradients"): gradients})
     patches: dict[str, Any] = {}
-    for trial in ablation.trials(["SST"]):
+    for trial in ablation.trials(["SST", "SST global", "SST diagonal", "SST none"]):
         updates, diagnostics = ablation.merged(trial, utility, safety, store, 0, patches)
         method = METHODS["sst"].model_validate(trial.settings)
         direct, expected = merge_updates(method, utility, safety, store, seed=0, reporter=SilentReporter())
         assert diagnostics == expected
         for name, update in direct.items():
             torch.testing.assert_close(updates[name].dense(), update.dense())
-    assert len(patches) == 2  # one a price
+    assert len(patches) == 4 * 2  # one a price
 
 
 def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(

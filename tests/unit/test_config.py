@@ -109,12 +109,15 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 
 
 def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
-    text = RUN.replace("{name: task_arithmetic}", "{name: task_arithmetic, density: 0.5}")
-    text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answers: r.txt, seed: 1}\n"
-    assert problems(text, tmp_path, RunConfig) == [
-        "method.density: not a key of this section; it belongs to ties and dare.",
-        "calibration.answers: not a key of this section; it belongs beside 'data'.",
-        "calibration.seed: not a key of this section; it belongs at the top level.",
+    text = RUN.replace("{name: task_arithmetic}", "{name: task_arithmetic, density: 0.5, soft: 1}")
+    text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answers: r.txt, seed: 1}\npoint: base\n"
+    data = "calibration.utility, calibration.safety, calibration.harmless, evaluation.tasks.data"
+    assert sorted(problems(text, tmp_path, RunConfig)) == [
+        f"calibration.answers: not a key of this section; known in {data}.",
+        "calibration.seed: not a key of this section; known in the top level.",
+        "method.density: not a key of this section; known in ties, dare as method.",
+        "method.soft: not a key of this section; known in method.keep, comparisons.keep.",
+        "point: not a key of this section; known in calibration.",
     ]
 
 
@@ -164,6 +167,10 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
         (
             "evaluation: {tasks: [{task: refusal, data: {data: a, weight: 2}}]}",
             "evaluation.tasks.0.data: weight is for calibration data only, and a has it here; leave it out",
+        ),
+        (
+            "calibration: {safety: a, utility: b, first_tokens: 4}",
+            "calibration: first_tokens has no effect without harmless; give harmless, or leave it out",
         ),
     ],
 )

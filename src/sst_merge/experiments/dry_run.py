@@ -19,6 +19,7 @@ from sst_merge.tasks import is_lm_eval
 # Tokens of a typical sample under a chat template: assumed.
 PROMPT_TOKENS, ANSWER_TOKENS, QUESTION_TOKENS, OPENING_TOKENS, LEARNT_TOKENS = 50, 16, 160, 12, 160
 MMLU_QUESTIONS = 14_042  # in the test split
+DEMO_SAMPLES = 618  # on which configs/demo.yaml calibrates
 EFFICIENCY = 0.5  # of the matrix product measured here, for a whole forward pass: an assumption, not a measurement
 
 
@@ -103,7 +104,7 @@ def forecast(experiment: Exp1, speed: Speed) -> Forecast:
     width = 2 if torch.cuda.is_available() else 4
     weights = shape.parameters * width
     coordinates = sum(_coordinates(dims, preset.lora_rank) for dims in shape.shapes.values())
-    samples = 2 * size.calibration
+    samples = DEMO_SAMPLES if experiment.is_embedded else 2 * size.calibration
     statistics = 4 * samples * coordinates
     missing = _missing(experiment)
     try:

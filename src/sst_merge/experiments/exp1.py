@@ -273,7 +273,6 @@ def _general(experiment: Exp1, reporter: Reporter) -> Prepared:
             *part(str(utility_rows), "calibration", size.calibration // 2, "utility rows (calibration)"),
             *part(kind, "calibration", size.calibration // 2, "harmless prompts with answers (calibration)"),
         ],
-        "harmless": part(kind, "calibration", size.calibration, "harmless prompts (calibration)"),
     }
     utility = _utility_section(experiment)
     if not is_lm_eval(experiment.utility_task):

@@ -177,10 +177,13 @@ def _point(utility: Updates, safety: Updates, weights: tuple[float, float]) -> U
 
 def label_draws(rows: Sequence[Row], samples: Sequence[Encoded], seed: int) -> list[Float64[Tensor, " _"]]:
     """One number in [0, 1) per answer token, by seed and row: the same whatever other rows or batches there are."""
-    return [
-        torch.rand(sample.answer_length, dtype=torch.float64, generator=module_generator(seed, f"labels:{row.id}"))
-        for row, sample in zip(rows, samples, strict=True)
-    ]
+
+    def drawn(row: Row, sample: Encoded) -> Float64[Tensor, " _"]:
+        several = "" if row.answer_tokens is None else f":{row.answer_tokens}:{row.answer}"
+        generator = module_generator(seed, f"labels:{row.id}{several}")
+        return torch.rand(sample.answer_length, dtype=torch.float64, generator=generator)
+
+    return [drawn(row, sample) for row, sample in zip(rows, samples, strict=True)]
 
 
 def encode_rows(base: Base, rows: list[Row]) -> list[Encoded]:

@@ -1,6 +1,6 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -250,7 +250,11 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
                 calibration.harmless, config.seed, root, "calibration.harmless", needs_answer=False, drawn=refusals
             )
             safety, utility = contrasted(
-                safety, utility, refused, first_tokens=calibration.first_tokens, refusals=calibration.refusals
+                safety,
+                utility,
+                refused,
+                first_tokens=calibration.first_tokens,
+                per_prompt=calibration.refusals_per_prompt,
             )
     tasks = load_tasks(config.evaluation, root)
     rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
@@ -322,7 +326,7 @@ def _load(
 
 
 def contrasted(
-    safety: list[Row], utility: list[Row], refused: list[Row], *, first_tokens: int, refusals: int
+    safety: list[Row], utility: list[Row], refused: list[Row], *, first_tokens: int, per_prompt: int
 ) -> tuple[list[Row], list[Row]]:
     """Calibration data that tell refusals of harmful prompts from refusals of harmless ones.
 
@@ -331,7 +335,7 @@ def contrasted(
         utility: Prompts with answers that must not change.
         refused: Harmless prompts with refusals.
         first_tokens: How many tokens of a refusal decide that it is one.
-        refusals: How many different refusals each harmful prompt gets, if ``safety`` has so many.
+        per_prompt: How many different refusals each harmful prompt gets, if ``safety`` has so many.
 
     Returns:
         Safety rows, whole and then by the first tokens of their own and of other refusals; utility rows, and the
@@ -342,7 +346,7 @@ def contrasted(
     def begun(row: Row, answer: str | None) -> Row:
         return replace(row, answer=answer, answer_tokens=first_tokens)
 
-    several = [begun(row, answer) for row in safety for answer in _several(row, known, refusals)]
+    several = [begun(row, answer) for row in safety for answer in _several(row, known, per_prompt)]
     return [*safety, *several], [*utility, *(begun(row, row.answer) for row in refused)]
 
 
@@ -354,8 +358,8 @@ def _several(row: Row, answers: set[str], count: int) -> list[str | None]:
 
 def rows_sha256(rows: list[Row]) -> str:
     """Hash of rows in their order, every field included; ``answer_tokens`` where it is set."""
-    every = (astuple(row) for row in rows)
-    return canonical_sha256([list(values if values[-1] is not None else values[:-1]) for values in every])
+    every = ([row.id, row.prompt, row.answer, row.cluster, row.weight, row.answer_tokens] for row in rows)
+    return canonical_sha256([values if values[-1] is not None else values[:-1] for values in every])
 
 
 def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> None:
@@ -364,14 +368,12 @@ def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> N
     Raises:
         DataError: Naming the uses that share prompts.
     """
-    evaluation = {f"evaluation.{task}": (row.id for row in rows) for task, rows in inputs.evaluation.items()}
-    check_disjoint(
-        {
-            "calibration.safety": (row.id for row in inputs.calibration_safety),
-            "calibration.utility": (row.id for row in inputs.calibration_utility),
-            **evaluation,
-        }
-    )
+    evaluation = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
+    asked = [row.id for row in inputs.calibration_utility if row.answer_tokens is None]
+    harmless = [row.id for row in inputs.calibration_utility if row.answer_tokens is not None]
+    for name, ids in (("utility", asked), ("harmless", harmless)):
+        safety = (row.id for row in inputs.calibration_safety)
+        check_disjoint({"calibration.safety": safety, f"calibration.{name}": ids, **evaluation})
     used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     used["calibration"] = [content_id(row.prompt) for row in inputs.calibration_safety + inputs.calibration_utility]
     for label, _, folder in adapters:

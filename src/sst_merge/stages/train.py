@@ -6,18 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import torch
 from peft import LoraConfig
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sst_merge.adapter_io import CONFIG_FILE, TRAINING_ROWS_FILE, read_adapter, write_adapter
-from sst_merge.config import DataSource, TrainConfig, model_settings
+from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, load_rows
 from sst_merge.errors import AdapterError, DataError
 from sst_merge.estimates import mean, paired_difference
@@ -35,6 +35,8 @@ datasets.disable_progress_bars()
 
 CURVE_FILE = "training_curve.json"
 RECORD_FILE = "training.json"
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
@@ -135,23 +137,22 @@ def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
         return None
     file = config.output / RECORD_FILE
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    earlier = _earlier(config, stored)
-    if earlier is None or _settings(earlier) != _settings(config) or stored["rows_sha256"] != learnt:
+    earlier = _valid(TrainConfig, {**stored.get("config", {}), "output": config.output})
+    if earlier is None or _settings(earlier) != _settings(config) or stored.get("rows_sha256") != learnt:
         raise AdapterError(
             f"output: {config.output} has an adapter of another configuration or other rows; nothing was changed.\n"
             "  Use another output folder, or remove this one."
         )
     curve = json.loads((config.output / CURVE_FILE).read_text(encoding="utf-8"))
-    return {"curve": curve, "measured": stored["measured"] if earlier.evaluation == config.evaluation else None}
+    evaluation = stored.get("evaluation") and _valid(EvaluationConfig, stored["evaluation"])
+    return {"curve": curve, "measured": stored.get("measured") if evaluation == config.evaluation else None}
 
 
-def _earlier(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig | None:
-    """The configuration of a record, settings that came later at their defaults; ``None`` if it is none of ours."""
+def _valid(kind: type[Stored], values: dict[str, Any]) -> Stored | None:
+    """What a record holds, settings that came later at their defaults; ``None`` if it is of another version."""
     try:
-        return TrainConfig.model_validate(
-            {**stored["config"], "evaluation": stored["evaluation"], "output": config.output}
-        )
-    except (KeyError, ValidationError):
+        return kind.model_validate(values)
+    except ValidationError:
         return None
 
 

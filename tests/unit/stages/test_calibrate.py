@@ -33,7 +33,7 @@ def settings(inputs: Path, **changes: Any) -> dict[str, Any]:
 def harmless(folder: Path, first_tokens: int) -> dict[str, Any]:
     file = folder / "harmless.jsonl"
     write_rows(file, "harmless", 3)
-    return {"harmless": str(file), "first_tokens": first_tokens, "refusals": 2}
+    return {"harmless": str(file), "first_tokens": first_tokens, "refusals_per_prompt": 2}
 
 
 def made(inputs: Path, output: Path, method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> Any:

@@ -162,9 +162,9 @@ def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inpu
     assert [row.id for row in begun] == [row.id for row in whole for _ in range(3)]
     assert all(len({row.answer for row in begun[i : i + 3]}) == 3 for i in range(0, 15, 3))
     assert {row.answer for row in begun} == set(answers)
-    ten = made(inputs, calibration={**calibration, "refusals": 10}).inputs
+    ten = made(inputs, calibration={**calibration, "refusals_per_prompt": 10}).inputs
     assert len(ten.calibration_safety) == 5 + 5 * 4  # four different refusals are all there are
-    one = made(inputs, calibration={**calibration, "refusals": 1}).inputs
+    one = made(inputs, calibration={**calibration, "refusals_per_prompt": 1}).inputs
     assert one.calibration_safety == [*whole, *begun[::3]]
     *others, drawn, refused = utility
     assert others == before.calibration_utility
@@ -178,7 +178,7 @@ def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inpu
 
 def test_harmless_prompts_that_are_evaluated_are_refused(inputs: Path) -> None:
     calibration = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("safety", "utility")}
-    with pytest.raises(DataError, match=r"calibration.utility.*evaluation.refusal"):
+    with pytest.raises(DataError, match=r"calibration.harmless.*evaluation.refusal"):
         made(inputs, calibration={**calibration, "harmless": str(inputs / "refusal.jsonl")})
 
 
