@@ -26,6 +26,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
-MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, ANSWERS_ONLY))
-GROUPS = (MAIN, (ANSWERS_ONLY,), STRUCTURES)
+FISHER_MERGING = "Fisher merging"
+MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, ANSWERS_ONLY, FISHER_MERGING))
+EVERYWHERE = (MAIN, (FISHER_MERGING,))
+GROUPS = (*EVERYWHERE, (ANSWERS_ONLY,), STRUCTURES)
+"""In the order in which they are run; Fisher merging, which needs a calibration of its own, after the main methods."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,7 @@ class Cell:
         ]
         return contrasted(harmful, useful, refused, first_tokens=FIRST_TOKENS, per_prompt=REFUSALS_PER_PROMPT)
 
+    @cache  # noqa: B019 (cells are few, and every line of results asks)
     def calibration_sha256(self, variant: str) -> str | None:
         """Hash of the rows that a variant is calibrated on; ``None`` for methods without statistics."""
         method, fixed, _ = VARIANTS[variant]
@@ -492,14 +497,18 @@ def main() -> None:
         wanted = [cell for cell in cells if not options.cell or cell.name in options.cell]
         for group in GROUPS:
             for cell in wanted:
-                if group == MAIN or cell.seed in size.other_seeds:
+                if group in EVERYWHERE or cell.seed in size.other_seeds:
                     run_cell(base, cell, group)
+    variants = MAIN
     main_results = {cell.name: found for cell in cells if (found := results(cell, MAIN))}
+    if all(results(cell, (FISHER_MERGING,)) for cell in cells if cell.name in main_results):
+        variants = (*MAIN, FISHER_MERGING)
     others = {
         group: [cell.name for cell in cells if cell.name in main_results and results(cell, group)]
         for group in GROUPS[1:]
+        if not set(group) <= set(variants)
     }
-    text = report(main_results, MAIN, others, size=options.size, cells=[cell.name for cell in cells])
+    text = report(main_results, variants, others, size=options.size, cells=[cell.name for cell in cells])
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.md").write_text(text, encoding="utf-8")
     print(f"{output / 'report.md'}: {len(main_results)} of {len(cells)} cells")

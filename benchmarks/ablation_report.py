@@ -188,6 +188,8 @@ class Combination:
     validation: Sequence[Lines]
     test: Sequence[Lines]
     draws: Draws
+    baselines: Sequence[str] = BASELINES
+    """Those that all cells have."""
 
     def matched(self, variant: str, target: float) -> "Matched":
         """A method where it refuses this share of the harmful test prompts."""
@@ -243,7 +245,7 @@ class Combination:
             missed = max(0.0, target - float(found.rates["refusal"][0]))
             return (round(missed, 9), float(found.rates["over_refusal"][0] - found.rates["utility"][0]), variant)
 
-        return min(BASELINES, key=harm)
+        return min(self.baselines, key=harm)
 
     def best_baseline_by_likelihood(self, share: float) -> str:
         """By the validation rows of all seeds: the least loss at a share of the safety adapter's gain."""
@@ -257,7 +259,7 @@ class Combination:
                 found.append(sum(part * losses[key] for key, part in mixture or []))
             return missed, float(np.mean(found)), variant
 
-        return min(BASELINES, key=loss)
+        return min(self.baselines, key=loss)
 
 
 @dataclass(frozen=True)
@@ -318,15 +320,16 @@ def is_below_zero(values: np.ndarray) -> bool:
     return float(np.quantile(values[1:], 0.975)) < 0
 
 
-def combinations(results: Results) -> list[Combination]:
-    """Of the complete cells."""
+def combinations(results: Results, variants: Sequence[str] = (OURS, *BASELINES)) -> list[Combination]:
+    """Of the complete cells; ``variants`` are the methods that all have."""
+    baselines = [name for name in BASELINES if name in variants]
     names = sorted({cell.rpartition("/")[0] for cell in results})
     found = []
     for name in names:
         cells = [results[cell] for cell in sorted(results) if cell.rpartition("/")[0] == name]
         tests = [cell["test"] for cell in cells]
         draws = Draws.of(tests, np.random.default_rng(0))  # shared: so are the prompts
-        found.append(Combination(name, [cell["validation"] for cell in cells], tests, draws))
+        found.append(Combination(name, [cell["validation"] for cell in cells], tests, draws, baselines))
     return found
 
 
@@ -426,7 +429,7 @@ def report(
     lines.append(f" Missing: {', '.join(missing)}.\n" if missing else "\n")
     if not results:
         return "".join(lines)
-    found = combinations(results)
+    found = combinations(results, variants)
     counts = {each.name: len(each.test) for each in found}
     rows = len(found[0].test[0]["utility"]["scores"]["utility"])
     lines.append(f"\nSeeds per combination: {', '.join(f'{name} {count}' for name, count in counts.items())}; ")

@@ -404,6 +404,7 @@ def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(
     assert list(cell.lines("test")) == ["base", *(line["key"] for line in lines)]
     folder = cell.folder()
     monkeypatch.setattr(ablation, "FIRST_TOKENS", 5)
+    cell.calibration_sha256.cache_clear()
     assert cell.folder() == folder
     assert list(cell.lines("test")) == ["base", "SST, answers only", "TIES"]
 
