@@ -243,6 +243,13 @@ def test_merge_without_a_run_file_calibrates_for_sst(sst: Command, inputs: Path,
     assert ended.code == 0
     assert "kept of the safety update: patch norm" in ended.out
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    harmless = tmp_path / "harmless.jsonl"
+    harmless.write_text('{"prompt": "harmless 1"}\n{"prompt": "harmless 2"}\n', encoding="utf-8")
+    told = sst("merge", *options, *data, "--calibration-harmless", harmless, "--output", tmp_path / "other")
+    assert told.code == 0
+    counts = [json.loads((tmp_path / run / "plan.json").read_text())["calibration_samples"] for run in ("run", "other")]
+    assert counts[1]["utility"] == counts[0]["utility"] + 2
+    assert counts[1]["safety"] > counts[0]["safety"]
 
 
 def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, inputs: Path, tmp_path: Path) -> None:
