@@ -33,7 +33,7 @@ def settings(inputs: Path, **changes: Any) -> dict[str, Any]:
 def harmless(folder: Path, first_tokens: int) -> dict[str, Any]:
     file = folder / "harmless.jsonl"
     write_rows(file, "harmless", 3)
-    return {"harmless": str(file), "first_tokens": first_tokens, "refusals_per_prompt": 2}
+    return {"harmless": str(file), "first_tokens": first_tokens}
 
 
 def made(inputs: Path, output: Path, method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> Any:
@@ -92,7 +92,7 @@ def test_of_refusals_of_harmless_prompts_only_the_first_tokens_count_and_of_othe
     (found,) = calibrated(planned, base).found.values()
     assert isinstance(found, SampleGradients)
     rows = [*planned.inputs.calibration_safety, *planned.inputs.calibration_utility]
-    assert [row.answer_tokens for row in rows] == [None] * 5 + [1] * 10 + [None] * 5 + [1] * 3
+    assert [row.answer_tokens for row in rows] == [None] * 5 + [1] * 5 + [None] * 5 + [1] * 3
     utility, safety = (read_adapter(inputs / name).updates for name in DATA)
     name, bases = next(iter(safety)), patch_bases(safety)
     weight = base.modules[name].weight
@@ -109,7 +109,7 @@ def test_of_refusals_of_harmless_prompts_only_the_first_tokens_count_and_of_othe
             q = bases[name].q
             own = gradient @ q.T if bases[name].side == "output" else q @ gradient
             torch.testing.assert_close(
-                found.rows(name)[i], own.flatten() / (15 if i < 15 else 8) ** 0.5, rtol=1e-3, atol=1e-5
+                found.rows(name)[i], own.flatten() / (10 if i < 10 else 8) ** 0.5, rtol=1e-3, atol=1e-5
             )
 
 
