@@ -435,6 +435,9 @@ def report(
     lines.append(f"\nSeeds per combination: {', '.join(f'{name} {count}' for name, count in counts.items())}; ")
     drawn = "seeds and rows" if min(counts.values()) > 1 else "rows, and of seeds where a combination has several"
     lines.append(f"{rows} test rows of each task in a seed. Intervals: 95 %, {DRAWS} draws of {drawn}.\n")
+    lines.append(f"Baselines: {', '.join(name for name in BASELINES if name in variants)}.")
+    left_out = [name for name in BASELINES if name not in variants]
+    lines.append(f" Left out, since not all cells have it: {', '.join(left_out)}.\n" if left_out else "\n")
     lines.append(
         "\n## Aim (b): behaviour at equal refusals\n\nPoints on test rows; ours / best baseline, each where its path "
         "refuses the same share of harmful test prompts, by straight lines between its strengths (Fisher merging: its "

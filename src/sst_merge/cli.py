@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sst_merge.catalogue import method_entry, task_entry, wheel
 from sst_merge.errors import ConfigError, InvalidResultError, RunFolderError, SSTMergeError
 
 app = typer.Typer(
@@ -306,7 +307,7 @@ def methods(
     """Merge methods: what there is, parameters, source, what they need."""
     from sst_merge.methods import METHODS
 
-    _list(METHODS, name, as_json, _method_entry)
+    _list(METHODS, name, as_json, method_entry)
 
 
 @app.command()
@@ -316,7 +317,7 @@ def tasks(
     """Evaluation tasks: what there is, what they measure, source."""
     from sst_merge.tasks import TASKS
 
-    _list(TASKS, name, as_json, _task_entry)
+    _list(TASKS, name, as_json, task_entry)
 
 
 @app.command()
@@ -330,7 +331,7 @@ def data(
         KNOWN,
         name,
         as_json,
-        lambda known: {"about": known.about, "wheel": _wheel(known.member), "licence": known.member.licence},
+        lambda known: {"about": known.about, "wheel": wheel(known.member), "licence": known.member.licence},
     )
 
 
@@ -341,7 +342,7 @@ def models(
     """Known models that pinned wheels ship; any local folder or hub id works as well."""
     from sst_merge.models import KNOWN_MODELS
 
-    _list(KNOWN_MODELS, name, as_json, lambda member: {"wheel": _wheel(member), "licence": member.licence})
+    _list(KNOWN_MODELS, name, as_json, lambda member: {"wheel": wheel(member), "licence": member.licence})
 
 
 @app.command()
@@ -583,50 +584,6 @@ def _list(known: dict[str, Any], name: str | None, as_json: bool, entry: Any) ->
                     typer.echo(f"    {parameter}: {text}")
             else:
                 typer.echo(f"  {field}: {value}")
-
-
-def _method_entry(method: Any) -> dict[str, Any]:
-    """What a method is, from its class."""
-    return {
-        "about": _about(method),
-        "source": method.source,
-        "needs": ", ".join(sorted(method().requires())) or "the two adapters only",
-        "result": "exact low rank (ranks of both adapters added)"
-        if method.is_low_rank
-        else "full rank; set rank to compress",
-        "parameters": {
-            name: f"{field.description} Default: {_default(field)}."
-            for name, field in method.model_fields.items()
-            if name != "name"
-        },
-    }
-
-
-def _default(field: Any) -> str:
-    """A parameter's default as it would stand in a run file."""
-    value = field.get_default(call_default_factory=True)
-    return json.dumps(value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else value)
-
-
-def _about(kind: Any) -> str:
-    """First paragraph of a class's docstring, as plain text."""
-    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("``", "")
-
-
-def _task_entry(task: Any) -> dict[str, Any]:
-    """What a task is, from its class."""
-    return {
-        "about": _about(task),
-        "family": task.family,
-        "measures": "; ".join(f"{measure.title} ({measure.unit})" for measure in task().measures),
-        "judge": task.judge.about if task.judge else "none",
-        "source": task.source,
-        "needs answers": "yes" if task.needs_answer else "no",
-    }
-
-
-def _wheel(member: Any) -> str:
-    return f"{member.package}=={member.version}, {member.member}"
 
 
 if __name__ == "__main__":

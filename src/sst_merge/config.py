@@ -237,6 +237,8 @@ class CalibrationConfig(Section):
         without = [name for name in ("first_tokens", "refusals_per_prompt") if name in self.model_fields_set]
         if without and self.harmless is None:
             raise ValueError(f"{without[0]} has no effect without harmless; give harmless, or leave it out")
+        if unread := [source.data for source in self.harmless or [] if source.answer_column]:
+            raise ValueError(f"harmless: answer_column has no effect, since answers are not read; {unread[0]} has it")
         return self
 
 
@@ -490,9 +492,9 @@ def _unknown_key(kind: type[BaseModel], key: str) -> str:
     if key not in known:
         return f"unknown key.{_suggestion(key, list(known))}"
     methods = [name for name, method in METHODS.items() if key in method.model_fields]
-    places = [f"{', '.join(methods)} as method"] if methods else []
+    places = [f"method {name}" for name in methods]
     places += [place or "the top level" for place in known[key] if place.split(".")[0] not in ("method", "comparisons")]
-    return f"not a key of this section; known in {', '.join(places or known[key])}."
+    return f"not a key of this section; it belongs to {', '.join(places or known[key])}."
 
 
 def _suggestion(word: str, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-r"""Intervals, paired differences and ratios: every number with its interval, its sample size and its reason.
+r"""Means, shares and paired differences: every number with its interval, its sample size and its reason.
 
 Pure numpy and ``scipy.stats``. Two rules hold in the whole module:
 
@@ -19,14 +19,13 @@ import numpy as np
 from scipy import stats
 
 from sst_merge.errors import DataError
+from sst_merge.p_values import mcnemar, sign_flip_test
 
 Scores = Sequence[float | int] | np.ndarray
 Clusters = Sequence[Hashable]
 
 FEW_CLUSTERS = 10  # fewer: t with G-1 degrees of freedom is a poor guide, so warn
 MINIMUM_CLUSTERS = 6  # fewer: the sign-flip test cannot reach .05, as 2 / 2**5 = .0625
-EXACT_CLUSTERS = 16  # up to here all 2**G sign flips are enumerated
-PERMUTATIONS = 10_000  # seeded random sign flips beyond
 POWER = 0.80  # of the minimum detectable difference
 
 
@@ -136,38 +135,6 @@ class Difference:
         return fields
 
 
-@dataclass(frozen=True)
-class FiellerSet:
-    """Confidence set of a ratio, which need not be an interval.
-
-    Attributes:
-        shape: ``interval`` = [low, high]; ``complement`` = (-inf, low] and [high, inf); ``all_reals``.
-        low: Lower root; ``None`` for ``all_reals``.
-        high: Upper root; ``None`` for ``all_reals``.
-    """
-
-    shape: Literal["interval", "complement", "all_reals"]
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class NetBenefit:
-    """Net benefit ``weight * gain - loss`` with its interval, in the unit of the loss.
-
-    Attributes:
-        weight: Units of loss that one is ready to pay per unit of gain (lambda).
-        estimate: Point estimate.
-        ci: ``(low, high)``.
-        p_positive: Confidence that the net benefit exceeds 0, in [0, 1].
-    """
-
-    weight: float
-    estimate: float
-    ci: tuple[float, float]
-    p_positive: float
-
-
 class _Interval(NamedTuple):
     """An interval with what made it."""
 
@@ -256,36 +223,6 @@ def mean(values: Scores, level: float = 0.95, clusters: Clusters | None = None) 
     return Estimate(centre, interval.low, interval.high, n, unscored, level, interval.method.replace("paired-t", "t"))
 
 
-def mcnemar(b: int, c: int) -> tuple[float, float]:
-    """Test ``b = c`` of a paired binary comparison: ``2 P(X <= min(b, c))``, ``X ~ Binomial(b + c, 1/2)``.
-
-    The mid-p version counts half of the observed point; Fagerland, Lydersen and Laake (2013) recommend it, since
-    the exact conditional test is conservative.
-
-    Args:
-        b: Samples lost (1 -> 0), ``>= 0``.
-        c: Samples gained (0 -> 1), ``>= 0``.
-
-    Returns:
-        ``(exact, mid_p)``, both in [0, 1], both 1 without discordant samples.
-
-    Raises:
-        ValueError: If a count is negative.
-
-    Example:
-        >>> mcnemar(0, 2)
-        (0.5, 0.25)
-    """
-    if b < 0 or c < 0:
-        raise ValueError(f"counts must be >= 0, got b={b}, c={c}")
-    if b + c == 0:
-        return 1.0, 1.0
-    tail = float(stats.binom.cdf(min(b, c), b + c, 0.5))
-    point = float(stats.binom.pmf(min(b, c), b + c, 0.5))
-    mid_p = 1 - point / 2 if b == c else 2 * tail - point
-    return min(1.0, 2 * tail), min(1.0, mid_p)
-
-
 def bonett_price(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a paired difference of shares, ``d +- z sqrt((p12 + p21 - d^2) / (n + 2))``.
 
@@ -360,38 +297,6 @@ def clustered_standard_error(values: Scores, clusters: Clusters) -> float | None
     if sums.size < 2:
         return None
     return float(np.sqrt(np.sum(sums**2) * sums.size / (sums.size - 1)) / x.size)
-
-
-def sign_flip_test(cluster_sums: Scores, rng: np.random.Generator) -> float:
-    """Permutation test of mean 0: flip the sign of whole clusters, compare ``|sum|`` with the observed one.
-
-    Exact for up to 16 clusters with a non-zero sum (the others do not matter); else 10000 flips from ``rng`` with
-    ``p = (1 + hits) / (1 + 10000)``.
-
-    Args:
-        cluster_sums: Sum of the paired differences of each cluster, shape ``(G,)``.
-        rng: Source of the random flips.
-
-    Returns:
-        Two-sided p-value in (0, 1].
-
-    Example:
-        >>> sign_flip_test([1.0] * 5, np.random.default_rng(0))
-        0.0625
-    """
-    sums = np.asarray(cluster_sums, dtype=np.float64)
-    sums = sums[sums != 0]
-    if sums.size == 0:
-        return 1.0
-    threshold = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())  # rounding must not break ties
-    if sums.size <= EXACT_CLUSTERS:
-        bits = (np.arange(2**sums.size)[:, None] >> np.arange(sums.size)) & 1
-        return float(np.mean(np.abs((2 * bits - 1) @ sums) >= threshold))
-    hits, block = 0, 500
-    for _ in range(PERMUTATIONS // block):
-        signs = 2 * rng.integers(0, 2, size=(block, sums.size), dtype=np.int8) - 1
-        hits += int(np.sum(np.abs(signs @ sums) >= threshold))
-    return (1 + hits) / (1 + PERMUTATIONS)
 
 
 def paired_difference(
@@ -517,157 +422,6 @@ def unscored_bounds(
     worst = np.where(np.isnan(after), low, after) - np.where(np.isnan(before), high, before)
     best = np.where(np.isnan(after), high, after) - np.where(np.isnan(before), low, before)
     return float(worst.sum() - missing * (high - low)) / n, float(best.sum() + missing * (high - low)) / n
-
-
-def paired_covariance(
-    first: Scores, first_keys: Sequence[Hashable], second: Scores, second_keys: Sequence[Hashable]
-) -> float:
-    """Covariance of two means that share samples or clusters.
-
-    ``sum_k (sum_{i in k} (x_i - mean x)) (sum_{j in k} (y_j - mean y)) G / (G - 1) / (n m)`` over the ``G`` keys
-    that occur in both; the off-diagonal companion of :func:`clustered_standard_error`. A key is a sample id, or a
-    cluster.
-
-    Args:
-        first: Values without NaN, shape ``(n,)``.
-        first_keys: Key of each value, shape ``(n,)``.
-        second: Values without NaN, shape ``(m,)``.
-        second_keys: Key of each value, shape ``(m,)``.
-
-    Returns:
-        The covariance, in the product of the two units; 0 for fewer than 2 shared keys (disjoint sets).
-
-    Example:
-        >>> paired_covariance([1.0, 0.0], ["a", "b"], [1.0, 0.0], ["c", "d"])
-        0.0
-    """
-    shared = set(first_keys) & set(second_keys)
-    if len(shared) < 2:
-        return 0.0
-    index = {key: i for i, key in enumerate(sorted(shared, key=repr))}
-    totals = [_totals(first, first_keys, index), _totals(second, second_keys, index)]
-    factor = len(index) / (len(index) - 1)
-    return float(totals[0] @ totals[1]) * factor / (len(first_keys) * len(second_keys))
-
-
-def fieller(
-    gain: float,
-    loss: float,
-    gain_variance: float,
-    loss_variance: float,
-    *,
-    covariance: float = 0.0,
-    critical: float = 1.959963984540054,
-) -> FiellerSet:
-    """Confidence set of ``loss / gain``: all ``r`` with ``(loss - r gain)^2 <= t^2 Var(loss - r gain)``.
-
-    With ``A = g^2 - t^2 v_g``, ``B = g l - t^2 c``, ``C = l^2 - t^2 v_l`` the roots are
-    ``(B +- sqrt(B^2 - A C)) / A``. ``A > 0`` (gain away from 0) gives the interval between them, ``A < 0`` the
-    complement, no roots the whole line (von Luxburg and Franz, arXiv:0711.0198).
-
-    Args:
-        gain: Denominator.
-        loss: Numerator.
-        gain_variance: Squared standard error of the gain, ``>= 0``.
-        loss_variance: Squared standard error of the loss, ``>= 0``.
-        covariance: Of the two estimates; 0 for disjoint samples.
-        critical: Normal or t quantile of the level, ``> 0``.
-
-    Returns:
-        The set, in units of loss per unit of gain.
-
-    Raises:
-        ValueError: If a variance is negative or ``critical`` not positive.
-
-    Example:
-        >>> s = fieller(0.10, 0.05, 0.0004, 0.0004)
-        >>> s.shape, round(s.low, 4), round(s.high, 4)
-        ('interval', 0.1058, 1.0757)
-    """
-    if gain_variance < 0 or loss_variance < 0 or critical <= 0:
-        raise ValueError(
-            f"variances must be >= 0 and critical > 0, got {gain_variance}, {loss_variance} and {critical}"
-        )
-    a = gain**2 - critical**2 * gain_variance
-    half_b = gain * loss - critical**2 * covariance
-    c = loss**2 - critical**2 * loss_variance
-    discriminant = half_b**2 - a * c
-    if discriminant < 0 or a == 0:
-        return FiellerSet("all_reals", None, None)
-    roots = sorted(((half_b - math.sqrt(discriminant)) / a, (half_b + math.sqrt(discriminant)) / a))
-    if not all(map(math.isfinite, roots)):
-        return FiellerSet("all_reals", None, None)
-    return FiellerSet("interval" if a > 0 else "complement", roots[0], roots[1])
-
-
-def net_benefit(
-    gain: float,
-    loss: float,
-    gain_variance: float,
-    loss_variance: float,
-    *,
-    weight: float | int,
-    covariance: float = 0.0,
-    critical: float = 1.959963984540054,
-    df: int | None = None,
-) -> NetBenefit:
-    """Net benefit ``NB = w g - l +- t sqrt(w^2 v_g + v_l - 2 w c)``; linear, so always defined.
-
-    Args:
-        gain: Gain in its unit.
-        loss: Loss in its unit.
-        gain_variance: Squared standard error of the gain, ``>= 0``.
-        loss_variance: Squared standard error of the loss, ``>= 0``.
-        weight: Units of loss that one unit of gain is worth (lambda), ``>= 0``.
-        covariance: Of the two estimates; 0 for disjoint samples.
-        critical: Normal or t quantile of the level.
-        df: Degrees of freedom for ``p_positive``; ``None`` for the normal distribution.
-
-    Returns:
-        The net benefit in the unit of the loss.
-
-    Raises:
-        ValueError: If the variance of the net benefit is not positive.
-
-    Example:
-        >>> nb = net_benefit(0.10, 0.05, 0.0004, 0.0004, weight=1)
-        >>> round(nb.estimate, 2), round(nb.p_positive, 4)
-        (0.05, 0.9615)
-    """
-    variance = weight**2 * gain_variance + loss_variance - 2 * weight * covariance
-    if variance <= 0:
-        raise ValueError(f"the variance of the net benefit must be > 0, got {variance}")
-    estimate, error = weight * gain - loss, math.sqrt(variance)
-    ratio = estimate / error
-    positive = float(stats.norm.cdf(ratio) if df is None else stats.t.cdf(ratio, df))
-    ends = (estimate - critical * error, estimate + critical * error)
-    return NetBenefit(float(weight), float(estimate), (float(ends[0]), float(ends[1])), positive)
-
-
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Adjust p-values of a confirmatory family by Holm's step-down method.
-
-    Args:
-        p_values: Unadjusted, each in [0, 1].
-
-    Returns:
-        Adjusted p-values in the order given, each in [0, 1].
-
-    Raises:
-        ValueError: If a p-value is outside [0, 1] or NaN.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        (0.03, 0.06, 0.06)
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    if not np.all((p >= 0) & (p <= 1)):
-        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * (p.size - np.arange(p.size))) if p.size else p
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return tuple(float(x) for x in adjusted)
 
 
 def _check_level(level: float) -> None:
@@ -806,13 +560,3 @@ def _cluster_warnings(n_clusters: int | None) -> tuple[str, ...]:
     if n_clusters is None or n_clusters >= FEW_CLUSTERS:
         return ()
     return (f"only {n_clusters} clusters; intervals need at least {FEW_CLUSTERS} to be trusted",)
-
-
-def _totals(values: Scores, keys: Sequence[Hashable], index: dict[Hashable, int]) -> np.ndarray:
-    """Sum of the centred values of each key in ``index``."""
-    x = np.asarray(values, dtype=np.float64)
-    totals = np.zeros(len(index))
-    for value, key in zip(x - x.mean(), keys, strict=True):
-        if key in index:
-            totals[index[key]] += value
-    return totals

@@ -7,7 +7,8 @@ from statsmodels.stats.contingency_tables import mcnemar as peer_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from sst_merge.estimates import holm, mcnemar, mean, paired_difference, proportion, sign_flip_test
+from sst_merge.estimates import mean, paired_difference, proportion
+from sst_merge.p_values import holm, mcnemar, sign_flip_test
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])

@@ -209,6 +209,10 @@ def test_ours_is_set_beside_the_best_baseline_and_aims_are_said_to_be_met_where_
     found = results(told, LOSSES)
     text = told.report(found, tuple(LOSSES), {}, size="cpu", cells=[*found, "orders/blunt/0"])
     assert "3 of 4 cells are complete. Missing: orders/blunt/0." in text
+    assert "Baselines: Fisher merging, task arithmetic, TIES, DARE.\n" in text
+    most = tuple(name for name in LOSSES if name != "Fisher merging")
+    some = told.report(found, most, {}, size="cpu", cells=list(found))
+    assert "Baselines: task arithmetic, TIES, DARE. Left out, since not all cells have it: Fisher merging.\n" in some
     (combination,) = told.combinations(found)
     assert combination.best_baseline(0.8) == combination.best_baseline_by_likelihood(0.8) == "task arithmetic"
     by_behaviour = list(told.behaviour_aim(combination))

@@ -113,11 +113,11 @@ def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
     text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answers: r.txt, seed: 1}\npoint: base\n"
     data = "calibration.utility, calibration.safety, calibration.harmless, evaluation.tasks.data"
     assert sorted(problems(text, tmp_path, RunConfig)) == [
-        f"calibration.answers: not a key of this section; known in {data}.",
-        "calibration.seed: not a key of this section; known in the top level.",
-        "method.density: not a key of this section; known in ties, dare as method.",
-        "method.soft: not a key of this section; known in method.keep, comparisons.keep.",
-        "point: not a key of this section; known in calibration.",
+        f"calibration.answers: not a key of this section; it belongs to {data}.",
+        "calibration.seed: not a key of this section; it belongs to the top level.",
+        "method.density: not a key of this section; it belongs to method ties, method dare.",
+        "method.soft: not a key of this section; it belongs to method.keep, comparisons.keep.",
+        "point: not a key of this section; it belongs to calibration.",
     ]
 
 
@@ -171,6 +171,10 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
         (
             "calibration: {safety: a, utility: b, first_tokens: 4}",
             "calibration: first_tokens has no effect without harmless; give harmless, or leave it out",
+        ),
+        (
+            "calibration: {safety: a, utility: b, harmless: {data: c, answer_column: d}}",
+            "calibration: harmless: answer_column has no effect, since answers are not read; c has it",
         ),
     ],
 )

@@ -10,18 +10,14 @@ from sst_merge.errors import DataError
 from sst_merge.estimates import (
     bonett_price,
     clustered_standard_error,
-    fieller,
-    holm,
-    mcnemar,
     mean,
     minimum_detectable_difference,
-    net_benefit,
-    paired_covariance,
     paired_difference,
     proportion,
-    sign_flip_test,
     unscored_bounds,
 )
+from sst_merge.p_values import holm, mcnemar, sign_flip_test
+from sst_merge.ratios import fieller, net_benefit, paired_covariance
 
 NAN = float("nan")
 SPEC_D = [1, 1, 1, 0, 0, 0, 1, 0, -1, 0]

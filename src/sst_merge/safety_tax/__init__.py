@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from sst_merge.estimates import Difference, FiellerSet, fieller, net_benefit, paired_covariance, paired_difference
+from sst_merge.estimates import Difference, paired_difference
+from sst_merge.ratios import FiellerSet, fieller, net_benefit, paired_covariance
 from sst_merge.safety_tax.evidence import Evidence, Number, PairedScores, negated
 from sst_merge.safety_tax.gates import Gate, gain_detectable, power_gate, run_gates, selection_gate, utility_signal
 from sst_merge.safety_tax.words import Findings, display_scale, remarks, tax_scale, tax_unit, verdict_text

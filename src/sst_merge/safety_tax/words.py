@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sst_merge.estimates import Difference, FiellerSet
+from sst_merge.estimates import Difference
+from sst_merge.ratios import FiellerSet
 from sst_merge.safety_tax.evidence import Evidence, negated
 from sst_merge.safety_tax.gates import UNSCORED_LIMIT, Gate
 

@@ -15,7 +15,7 @@ from sst_merge.adapter_io import (
     sum_sha256,
     training_rows,
 )
-from sst_merge.config import DataSource, EvaluationConfig, RunConfig
+from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.errors import ModelError
 from sst_merge.models import QUANTISED, architecture, model_identity, placement
@@ -127,8 +127,8 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
-    if config.calibration is not None and config.calibration.harmless is None and requests(config):
-        notes.append("calibration.harmless is not given: no data say which prompts must not be refused")
+    if config.calibration is not None and requests(config):
+        notes += _harmless_notes(config.calibration, inputs)
     for label, _, folder in adapters:
         if not training_rows(folder):
             notes.append(
@@ -245,7 +245,7 @@ def load_inputs(config: RunConfig, root: Path) -> Inputs:
         safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
         utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
         if calibration.harmless is not None:
-            refusals = sorted({row.answer for row in safety if row.answer is not None})
+            refusals = sorted(_answers(safety))
             refused = _load(
                 calibration.harmless, config.seed, root, "calibration.harmless", needs_answer=False, drawn=refusals
             )
@@ -320,7 +320,7 @@ def _load(
     for number, source in enumerate(sources):
         place = key if len(sources) == 1 else f"{key}.{number}"
         found = load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place)
-        for row in with_answers(found, drawn) if drawn and source.answers is None else found:
+        for row in with_answers(found, drawn) if drawn is not None and source.answers is None else found:
             rows.setdefault(row.id, row)
     return list(rows.values())
 
@@ -341,19 +341,30 @@ def contrasted(
         Safety rows, whole and then by the first tokens of their own and of other refusals; utility rows, and the
         harmless prompts by the first tokens of their refusals.
     """
-    known = {row.answer for row in safety if row.answer is not None}
+    known = _answers(safety)
 
-    def begun(row: Row, answer: str | None) -> Row:
-        return replace(row, answer=answer, answer_tokens=first_tokens)
+    def several(row: Row) -> list[Row]:
+        others = sorted(known - {row.answer}, key=lambda answer: canonical_sha256([row.id, answer]))
+        return [row, *(replace(row, answer=answer) for answer in others[: per_prompt - 1])]
 
-    several = [begun(row, answer) for row in safety for answer in _several(row, known, per_prompt)]
-    return [*safety, *several], [*utility, *(begun(row, row.answer) for row in refused)]
+    def begun(rows: list[Row]) -> list[Row]:
+        return [replace(row, answer_tokens=first_tokens) for row in rows]
+
+    return [*safety, *(sample for row in safety for sample in begun(several(row)))], [*utility, *begun(refused)]
 
 
-def _several(row: Row, answers: set[str], count: int) -> list[str | None]:
-    """The row's own answer and others, in an order that its prompt decides."""
-    others = sorted(answers - {row.answer}, key=lambda answer: canonical_sha256([row.id, answer]))
-    return [row.answer, *others[: count - 1]]
+def _answers(rows: list[Row]) -> set[str]:
+    return {row.answer for row in rows if row.answer is not None}
+
+
+def _harmless_notes(calibration: CalibrationConfig, inputs: Inputs) -> list[str]:
+    """What a reader should know about prompts that must not be refused."""
+    if calibration.harmless is None:
+        return ["calibration.harmless is not given: no data say which prompts must not be refused"]
+    wanted, found = calibration.refusals_per_prompt, len(_answers(inputs.calibration_safety))
+    if found < wanted:
+        return [f"calibration.refusals_per_prompt is {wanted}, and calibration.safety has {found} different answers"]
+    return []
 
 
 def rows_sha256(rows: list[Row]) -> str:

@@ -164,6 +164,9 @@ def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inpu
     assert {row.answer for row in begun} == set(answers)
     ten = made(inputs, calibration={**calibration, "refusals_per_prompt": 10}).inputs
     assert len(ten.calibration_safety) == 5 + 5 * 4  # four different refusals are all there are
+    few = "calibration.refusals_per_prompt is 10, and calibration.safety has 4 different answers"
+    assert few in made(inputs, calibration={**calibration, "refusals_per_prompt": 10}).notes
+    assert not [note for note in planned.notes if "refusals_per_prompt" in note]
     one = made(inputs, calibration={**calibration, "refusals_per_prompt": 1}).inputs
     assert one.calibration_safety == [*whole, *begun[::3]]
     *others, drawn, refused = utility
