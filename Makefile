@@ -4,10 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Large tensors are allocated and freed all the time; keeping their pages saves the kernel much work on small machines.
-export MALLOC_TRIM_THRESHOLD_ ?= 2000000000
-export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
-
 .PHONY: help setup demo test check fix docs clean
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/' | awk '{ printf "make %s\n", $$0 }'

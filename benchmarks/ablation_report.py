@@ -46,17 +46,19 @@ def path_keys(lines: Lines, variant: str) -> list[str]:
 
     The utility adapter has its whole weight, and a second dial the value of most trials.
     """
-    own = [
-        line for line in lines.values() if line.get("variant") == variant and line["settings"]["utility_weight"] == 1
-    ]
-    paths: dict[str, list[dict[str, Any]]] = {}
-    for line in own:
-        rest = {key: value for key, value in line["settings"].items() if key != "strength"}
-        paths.setdefault(repr(sorted(rest.items(), key=str)), []).append(line)
+    own = {
+        key: line["settings"]
+        for key, line in lines.items()
+        if line.get("variant") == variant and line["settings"]["utility_weight"] == 1
+    }
+    paths: dict[str, list[str]] = {}
+    for key, settings in own.items():
+        rest = {name: value for name, value in settings.items() if name != "strength"}
+        paths.setdefault(repr(sorted(rest.items(), key=str)), []).append(key)
     longest = max(paths.values(), key=len, default=[])
     if len(longest) == 1:
-        return [line["key"] for line in sorted(own, key=lambda line: -line["settings"]["keep"]["soft"])]
-    return [line["key"] for line in sorted(longest, key=lambda line: line["settings"]["strength"])]
+        return sorted(own, key=lambda key: -own[key]["keep"]["soft"])
+    return sorted(longest, key=lambda key: own[key]["strength"])
 
 
 def front_keys(validation: Lines, variant: str) -> list[str]:

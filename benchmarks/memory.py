@@ -22,6 +22,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from sst_merge.adapter import Update, Updates
+from sst_merge.allocator import keep_freed_memory
 from sst_merge.inference import Encoded
 from sst_merge.methods import METHODS
 from sst_merge.models import Base, linear_modules
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_freed_memory()
     if options.phase:
         start = time.perf_counter()
         PHASES[options.phase](options)

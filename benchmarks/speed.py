@@ -29,6 +29,7 @@ import torch
 from peft import PeftModel
 
 from sst_merge.adapter_io import read_adapter
+from sst_merge.allocator import keep_freed_memory
 from sst_merge.data import DataSource, load_rows
 from sst_merge.inference import Encoded, collate, encode, length_sorted
 from sst_merge.methods import METHODS
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--merge-samples", type=int, default=256, help="of each kind; 0 leaves the merge out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()
     times = speed(options.samples, options.batch_size, options.repeats)
     for name in ("sample_gradients", "kronecker_factors"):
         for other in ("plain", "lora"):

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from sst_merge import cli
+from sst_merge.allocator import keep_freed_memory
 from sst_merge.models import Base, load_base
 from tiny import tiny_base  # pytest puts this folder on the path: it has a conftest.py and no __init__.py
 from tiny_run import run_tiny, write_inputs
 
+keep_freed_memory()
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other, and sums keep their order
 
 

@@ -152,7 +152,10 @@ def read_config(path: Path) -> dict[str, Any]:
         AdapterError: See :func:`read_adapter`.
     """
     if not path.is_dir():
-        raise AdapterError(f"no such adapter folder: {path}")
+        raise AdapterError(
+            f"no such adapter folder: {path}. Adapters are local folders; fetch one of the hub first: "
+            "hf download ORG/NAME --local-dir FOLDER"
+        )
     if not (path / CONFIG_FILE).is_file():
         raise AdapterError(f"{path} is no PEFT adapter: it has no {CONFIG_FILE}.")
     # Only these names: a trainer leaves other pickles (training_args.bin, optimizer.pt) beside good weights.
@@ -285,7 +288,8 @@ def check_together(
                 "the adapters have different base models:\n"
                 f"  {first:<{width}}  {bases[0]}   ({first_path / CONFIG_FILE})\n"
                 f"  {label:<{width}}  {bases[number]}   ({path / CONFIG_FILE})\n"
-                "  Retrain one of them, or set allow_different_base: true if the weights are known to be equal."
+                "  Retrain one of them, or set adapters.allow_different_base: true if the weights are known to be "
+                "equal."
             )
         ours, theirs = headers[0], headers[number]
         if difference := sorted(set(ours) ^ set(theirs)):

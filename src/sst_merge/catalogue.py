@@ -14,7 +14,7 @@ def method_entry(method: Any) -> dict[str, Any]:
         if method.is_low_rank
         else "full rank; set rank to compress",
         "parameters": {
-            name: f"{field.description} Default: {_default(field)}."
+            name: f"{' '.join((field.description or '').split())} Default: {_default(field)}."
             for name, field in method.model_fields.items()
             if name != "name"
         },

@@ -4,14 +4,15 @@ import errno
 import json
 import sys
 import traceback
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from sst_merge.allocator import keep_freed_memory
 from sst_merge.catalogue import method_entry, task_entry, wheel
 from sst_merge.errors import ConfigError, InvalidResultError, RunFolderError, SSTMergeError
 
@@ -30,7 +31,9 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file, e.g. method.strength=0.8."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Throw an existing run in the output folder away.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Throw an existing run in the output folder away; statistics that fit stay.")
+]
 Output = Annotated[Path | None, typer.Option("--output", help="Run folder, instead of the run file's.")]
 
 ResultFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files (JSON).", show_default=False)]
@@ -65,18 +68,23 @@ def run(
 
 
 @app.command()
-def check(file: File, overrides: Set = None) -> None:
-    """Every problem in a run file, its adapters and its data; no weights are loaded, nothing is written."""
-    from sst_merge.stages.plan import describe
+def check(file: File, overrides: Set = None, output: Output = None) -> None:
+    """Every problem in a run file, its adapters, data and output; no weights are loaded, nothing is written."""
+    from sst_merge.rendering.terminal import plan_sentence
+    from sst_merge.stages.plan import describe, problems
     from sst_merge.stages.plan import plan as make_plan
     from sst_merge.stages.run import fetch_model
 
-    config = _load(file, overrides)
+    config = _load(file, overrides, output)
     fetch_model(config.base_model, _reporter())
+    if found := problems(config, root=Path()):
+        for problem in found[:-1]:
+            typer.echo(f"{type(problem).__name__}: {problem}", err=True)
+        raise found[-1]
     description = describe(make_plan(config, root=Path()))
     for note in description["notes"]:
         _reporter().say(f"note: {note}")
-    typer.echo(f"{file}: no problems found. {_summary(description)}")
+    typer.echo(f"{file}: no problems found. {plan_sentence(description)}")
 
 
 @app.command()
@@ -84,8 +92,10 @@ def plan(
     file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False, replace: Replace = False
 ) -> None:
     """What a run will measure and how large it gets; writes plan.json."""
+    from sst_merge.rendering.terminal import plan_sentence
+
     description, config = _stage("plan", file, overrides, output, replace=replace)
-    typer.echo(json.dumps(description, indent=1) if as_json else f"{config.output}: {_summary(description)}")
+    typer.echo(json.dumps(description, indent=1) if as_json else f"{config.output}: {plan_sentence(description)}")
 
 
 @app.command()
@@ -103,7 +113,7 @@ def merge(
     base: Annotated[str | None, typer.Option(help="Base model: a known name, a folder or a hub id.")] = None,
     utility: Annotated[Path | None, typer.Option(help="PEFT folder of the utility adapter.")] = None,
     safety: Annotated[Path | None, typer.Option(help="PEFT folder of the safety adapter.")] = None,
-    method: Annotated[str, typer.Option(help="Merge method; see sst-merge methods.")] = "sst",
+    method: Annotated[str | None, typer.Option(help="Merge method, sst when left out; see sst-merge methods.")] = None,
     calibration_utility: Annotated[
         str | None,
         typer.Option(help="Data for the utility Fisher: prompts with answers (methods that read statistics)."),
@@ -122,14 +132,17 @@ def merge(
     """Merge two adapters into one PEFT adapter, from a run file or from options."""
     if file is None:
         data = {"utility": calibration_utility, "safety": calibration_safety, "harmless": calibration_harmless}
-        values = _merge_values(base, utility, safety, method, data, output)
+        values = _merge_values(base, utility, safety, method or "sst", data, output)
         config = _validate(values, overrides)
         diagnostics = _run(config, "merge", replace=replace)
     elif any(
         value is not None
-        for value in (base, utility, safety, calibration_utility, calibration_safety, calibration_harmless)
+        for value in (base, utility, safety, method, calibration_utility, calibration_safety, calibration_harmless)
     ):
-        raise ConfigError("give a run file, or --base, --utility and --safety; not both.")
+        raise ConfigError(
+            "give a run file, or --base, --utility, --safety, --method and --calibration-...; not both. To change the "
+            "method of a run file: --set 'method={name: ties}'."
+        )
     else:
         diagnostics, config = _stage("merge", file, overrides, output, replace=replace)
     if as_json:
@@ -282,6 +295,7 @@ def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> Non
     from sst_merge.experiments.compare import compare as compare_files
     from sst_merge.experiments.compare import render
     from sst_merge.experiments.exp1 import run_exp1
+    from sst_merge.rendering.terminal import rates_table
     from sst_merge.wheels import replace_file
 
     done = [run_exp1(one, reporter=_reporter(), command=_command(), replace=replace) for one in planned]
@@ -293,7 +307,7 @@ def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> Non
     for file, result in done:
         results = json.loads((Path(result["run"]) / "results.json").read_text(encoding="utf-8"))
         title = f"{result['model']}, {result['mode']}, seed {result['seed']}"
-        Console().print(_table({**results, "title": title}))
+        Console().print(rates_table({**results, "title": title}))
         for name, tax in results["safety_tax"].items():
             typer.echo(f"{name}: {tax['verdict']['text']}")
         typer.echo(f"result: {file}   report: {result['run']}/report.html")
@@ -411,6 +425,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Entry point: a user's mistake ends in one message, a bug in a traceback."""
+    keep_freed_memory()
     try:
         app()
     except SSTMergeError as error:
@@ -507,32 +522,18 @@ def _validate(values: dict[str, Any], overrides: list[str] | None) -> Any:
     return validate(RunConfig, apply_overrides(values, overrides or []), "options")
 
 
-def _summary(description: dict[str, Any]) -> str:
-    """A plan in a sentence."""
-    samples = sum(description["evaluation_samples"].values())
-    calibration = description["calibration_samples"]
-    parts = [f"{description['method']['name']} on {len(description['modules'])} modules"]
-    if description["statistics_required"]:
-        parts.append(
-            f"calibration on {calibration['safety']} + {calibration['utility']} samples "
-            f"({description['statistics_bytes'] / 1e6:.0f} MB of statistics)"
-        )
-    parts.append(f"adapter of {description['adapter_parameters'] / 1e6:.1f} M parameters")
-    if samples:
-        parts.append(f"{samples} samples to evaluate per arm")
-    return "; ".join(parts) + "."
-
-
 def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
     """The short table, the verdict and where the report is.
 
     Raises:
         InvalidResultError: If the verdict is INVALID.
     """
+    from sst_merge.rendering.terminal import rates_table
+
     if as_json:
         typer.echo(json.dumps(results.get("safety_tax", results), indent=1))
     elif "estimates" in results:
-        Console().print(_table(results))
+        Console().print(rates_table(results))
         for name, tax in results["safety_tax"].items():
             typer.echo(f"{name}: {tax['verdict']['text']}")
         typer.echo(f"report: {config.output / 'report.html'}   adapter: {config.output / 'adapter'}")
@@ -544,33 +545,12 @@ def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
             raise InvalidResultError(f"{name}: {verdict['text']}")
 
 
-def _table(results: dict[str, Any]) -> Table:
-    """Arms by tasks: the primary measure with its 95 % interval."""
-    table = Table(title=f"{results['title']}: rates in %, 95 % intervals", title_justify="left")
-    table.add_column("arm")
-    columns = []
-    for task in results["tasks"]:
-        measure = next(measure for measure in task["measures"] if measure["primary"])
-        table.add_column(f"{task['title']}\n{measure['title']} (n = {task['n']})")
-        columns.append((task["name"], measure["name"]))
-    found = {(e["arm"], e["task"], e["measure"]): e for e in results["estimates"]}
-    for arm in results["arms"]:
-        cells = []
-        for task, measure in columns:
-            e = found[arm["name"], task, measure]
-            cells.append(
-                f"{100 * e['value']:.1f}  [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
-                if e["value"] is not None and e["low"] is not None
-                else f"- ({e['reason']})"
-            )
-        table.add_row(arm["label"], *cells)
-    return table
-
-
 def _list(known: dict[str, Any], name: str | None, as_json: bool, entry: Any) -> None:
     """Print one entry, or all of them."""
     if name is not None and name not in known:
-        raise ConfigError(f"unknown name {name!r}. Known: {', '.join(known)}.")
+        close = get_close_matches(name, known, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"unknown name {name!r}.{meant} Known: {', '.join(known)}.")
     entries = {key: entry(value) for key, value in known.items() if name in {None, key}}
     if as_json:
         typer.echo(json.dumps(entries, indent=1))

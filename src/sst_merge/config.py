@@ -286,7 +286,10 @@ class RunConfig(Section):
     def _fits_together(self) -> "RunConfig":
         needy = [method.name for method in (self.method, *self.comparisons) if method.requires()]
         if needy and self.calibration is None:
-            raise ValueError(f"method '{needy[0]}' needs a calibration section")
+            raise ValueError(
+                f"method '{needy[0]}' needs a calibration section (merge without a run file: --calibration-utility and "
+                "--calibration-safety)"
+            )
         names = [self.method.name, *(method.name for method in self.comparisons)]
         if len(set(names)) != len(names):
             raise ValueError(f"each method can stand once, got {names}")
@@ -431,7 +434,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _set(values: dict[str, Any], override: str) -> None:
-    """Apply ``a.b=value`` to nested dictionaries; a number addresses a list item.
+    """Apply ``a.b=value`` to nested dictionaries; a number addresses a list item, and 0 a source that stands alone.
 
     Raises:
         ConfigError: If the override is not of this form, or leads to no section or item.
@@ -446,6 +449,8 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
     here: Any = values
     for part in parents:
+        if part == "0" and isinstance(here, dict) and here.keys() & {"data", "path"}:
+            continue  # one source may stand for a list of one, and messages count it so
         if isinstance(here, dict) and here.get(part) is None:
             here[part] = {}
         here = here[_item(here, part, override)]
@@ -474,7 +479,8 @@ def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tup
     location = _location(values, details["loc"])
     dotted = ".".join(location) or "together"
     if details["type"] == "extra_forbidden":
-        return dotted, _unknown_key(kind, location[-1])
+        section = details["loc"][-2] if len(location) > 1 else None  # of a method, pydantic gives the name
+        return dotted, _unknown_key(kind, location[-1], section if section in METHODS else None)
     if details["type"] == "missing":
         return dotted, "is missing."
     if details["type"] == "union_tag_invalid":
@@ -486,11 +492,12 @@ def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tup
     return dotted, details["msg"].removeprefix("Value error, ") + shown
 
 
-def _unknown_key(kind: type[BaseModel], key: str) -> str:
-    """A key of another section is told from a misspelt one."""
+def _unknown_key(kind: type[BaseModel], key: str, method: str | None) -> str:
+    """A key of another section is told from a misspelt one; for a parameter like no other a method's own are named."""
     known = _known_keys(kind)
     if key not in known:
-        return f"unknown key.{_suggestion(key, list(known))}"
+        own = f" Keys of {method}: {', '.join(METHODS[method].model_fields)}." if method else ""
+        return f"unknown key.{_suggestion(key, list(known)) or own}"
     methods = [name for name, method in METHODS.items() if key in method.model_fields]
     places = [f"method {name}" for name in methods]
     places += [place or "the top level" for place in known[key] if place.split(".")[0] not in ("method", "comparisons")]

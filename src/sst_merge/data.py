@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ SPLITS: dict[str, tuple[int, int]] = {
     "calibration": (70, 80),
     "test": (80, 100),
 }
+SHOWN = 60
+"""Characters of a prompt in messages."""
 ANSWER_COLUMNS = ("answer", "response", "completion")
 
 
@@ -50,7 +52,7 @@ class DataSource(BaseModel):
     """Column of the answer; by default the first of answer, response, completion that exists."""
     answers: str | None = None
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""
 
     @field_validator("samples", "weight", mode="before")
@@ -179,9 +181,15 @@ def load_rows(source: DataSource, *, seed: int, root: Path, needs_answer: bool, 
     if not chosen or len(chosen) < wanted:
         raise DataError(
             f"{key}: {source.data} has {len(chosen)} rows in split '{source.split}' ({len(rows)} different prompts in "
-            f"all), {wanted or 'at least 1'} were asked for. Lower samples, or use another split or data set."
+            f"all), {wanted or 'at least 1'} were asked for. Lower samples, or use another split or data set "
+            f"(a split is a share of the prompts' hashes: {_shares()})."
         )
     return sorted(chosen, key=lambda row: _digest(f"{seed}:{row.id}"))[:wanted]
+
+
+def _shares() -> str:
+    """Shares of the splits, in words."""
+    return ", ".join(f"{name} {high - low} %" for name, (low, high) in SPLITS.items() if name != "all")
 
 
 def content_id(prompt: str) -> str:
@@ -194,11 +202,12 @@ def content_id(prompt: str) -> str:
     return _digest(" ".join(prompt.split()).casefold())[:16]
 
 
-def check_disjoint(groups: dict[str, Iterable[str]]) -> None:
+def check_disjoint(groups: dict[str, Iterable[str]], prompts: Mapping[str, str] | None = None) -> None:
     """Refuse samples that are used twice.
 
     Args:
         groups: Name of a use (``"calibration.utility"``) to the ids of its rows.
+        prompts: Texts by id, for the message.
 
     Raises:
         DataError: If two groups share an id.
@@ -213,7 +222,7 @@ def check_disjoint(groups: dict[str, Iterable[str]]) -> None:
                 seen[row_id] = name
     if shared:
         lines = [
-            f"  {first} and {second} share {len(ids)} prompt(s), first {ids[0]}"
+            f"  {first} and {second} share {len(ids)} prompt(s), first {_shown(ids[0], prompts or {})}"
             for (first, second), ids in shared.items()
         ]
         raise DataError(
@@ -221,6 +230,12 @@ def check_disjoint(groups: dict[str, Iterable[str]]) -> None:
             + "\n".join(lines)
             + "\n  Give them different splits of one data set, or different data sets."
         )
+
+
+def _shown(row_id: str, prompts: Mapping[str, str]) -> str:
+    """A prompt's beginning, where it is known; else its id."""
+    text = " ".join(prompts.get(row_id, "").split())
+    return f"'{text if len(text) <= SHOWN else text[:SHOWN] + '...'}'" if text else row_id
 
 
 def _digest(text: str) -> str:

@@ -154,7 +154,8 @@ def _together(
     a = torch.where(a > RANK_TOLERANCE, a, 0.0)
     t = whiten @ rotation
     b = (t * (second @ t)).sum(dim=0)
-    return a * scales[0], b.clamp(min=0.0) * scales[1], t, rotation.T @ (vectors[:, is_range] * root).T
+    b = torch.where(b > RANK_TOLERANCE, b, 0.0)
+    return a * scales[0], b * scales[1], t, rotation.T @ (vectors[:, is_range] * root).T
 
 
 def _with_diagonal(matrix: Matrix, fraction: float) -> Matrix:

@@ -30,6 +30,8 @@ RANK_TOLERANCE = 1e-10
 # A Cholesky factor of the scaled Gram matrix (unit diagonal) with a pivot below this says: samples are nearly alike,
 # and only an eigendecomposition tells how many directions there are.
 SMALLEST_PIVOT = 1e-3
+# lambda that differs from the neutral value by less than this fraction of the largest differs by rounding.
+TIE = 1e-12
 COLUMNS, SAMPLES = 512, 128  # of a block, when a Gram matrix is summed
 
 
@@ -260,11 +262,9 @@ def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_util
         NumericalError: If ``F_u + eps I`` is not positive definite or a value is not finite.
     """
     gamma, eps = _dampings(problem, damping_safety, damping_utility)
-    values, vectors = torch.linalg.eigh(problem.gram)
-    kept = values > RANK_TOLERANCE * values.max()
-    values, vectors = values[kept], vectors[:, kept]
+    values, vectors, scale = _row_space(problem)
     root = values.sqrt()
-    rows = vectors * root  # J in the orthonormal basis, (samples, directions)
+    rows = vectors * root / scale[:, None]  # J in the orthonormal basis, (samples, directions)
     safety, utility = rows[problem.is_safety], rows[~problem.is_safety]
     identity = torch.eye(len(values), dtype=torch.float64)
     damped = utility.T @ utility + eps * identity
@@ -275,8 +275,11 @@ def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_util
     whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
     lambdas, whitened_vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
     lambdas, whitened_vectors = lambdas.flip(0).clamp(min=0.0), whitened_vectors.flip(1)
+    # What ties with the neutral directions but for rounding ties with them: nothing else says which of them come first.
+    is_tied = (lambdas - gamma / eps).abs() <= TIE * lambdas.max()
+    lambdas = torch.where(is_tied, gamma / eps, lambdas)
     directions = torch.linalg.solve_triangular(factor.T, whitened_vectors, upper=True)  # columns v_i
-    patch = (vectors.T @ problem.response) / root  # C_0 in the orthonormal basis
+    patch = (vectors.T @ (scale * problem.response)) / root  # C_0 in the orthonormal basis
     untouched = problem.patch_squared_norm - float(patch.square().sum())
     neutral_energy = gamma * max(0.0, untouched) if problem.coordinates > len(values) else 0.0
     return Eigendirections(
@@ -285,7 +288,7 @@ def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_util
         neutral_directions=problem.coordinates - len(values),
         neutral_energy=neutral_energy,
         patch=directions.T @ (damped @ patch),
-        to_samples=(vectors / root) @ directions,
+        to_samples=scale[:, None] * (vectors / root) @ directions,
     )
 
 
@@ -346,8 +349,8 @@ def _dampings(problem: SampleSpace, damping_safety: float, damping_utility: floa
     gamma, eps = problem.damping(safety=damping_safety, utility=damping_utility)
     if eps <= 0:
         raise NumericalError(
-            f"the utility Fisher has trace 0 or damping_utility is {damping_utility}: F_utility + eps I is singular. "
-            "Raise method.damping_utility, or calibrate on utility samples whose gradient is not zero."
+            "the utility Fisher has trace 0, so every direction would be free. Calibrate on utility samples whose "
+            "gradient is not zero."
         )
     return gamma, eps
 
@@ -361,10 +364,27 @@ def _not_definite(minor: int, size: int, damping_utility: float) -> NumericalErr
 
 def _row_space_coefficients(problem: SampleSpace) -> Float64[Tensor, " samples"]:
     """``K^+ J C_0``: coefficients of the patch's projection onto the row space of the samples."""
-    values, vectors = torch.linalg.eigh(problem.gram)
+    values, vectors, scale = _row_space(problem)
+    return scale * (vectors @ (vectors.T @ (scale * problem.response) / values))
+
+
+def _row_space(
+    problem: SampleSpace,
+) -> tuple[Float64[Tensor, " directions"], Float64[Tensor, "samples directions"], Float64[Tensor, " samples"]]:
+    """Eigenvalues and eigenvectors of ``D K D`` above rounding, and the diagonal of ``D``.
+
+    ``D`` gives both data sets the same trace, which leaves the row space of ``J`` as it is: else small gradients of a
+    well-fitted utility adapter would be taken for rounding of large ones of refusals. The columns of
+    ``Q = J^T D V / sqrt(values)`` are orthonormal.
+    """
+    diagonal = problem.gram.diagonal()
+    scale = torch.ones_like(diagonal)
+    for chosen in (problem.is_safety, ~problem.is_safety):
+        if (trace := float(diagonal[chosen].sum())) > 0:
+            scale[chosen] = trace**-0.5
+    values, vectors = torch.linalg.eigh(scale[:, None] * problem.gram * scale)
     kept = values > RANK_TOLERANCE * values.max()
-    inverse = torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
-    return vectors @ (inverse * (vectors.T @ problem.response))
+    return values[kept], vectors[:, kept], scale
 
 
 def _check_finite(problem: SampleSpace) -> None:

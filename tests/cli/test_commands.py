@@ -97,6 +97,10 @@ def test_lists_go_to_stdout_as_text_or_json(sst: Command, command: str) -> None:
     assert "ConfigError: unknown name 'nothing'. Known: " in wrong.err
 
 
+def test_a_misspelt_name_is_told_what_was_meant(sst: Command) -> None:
+    assert "unknown name 'tise'. Did you mean ties? Known: sst," in sst("methods", "tise").err
+
+
 def test_lists_hold_what_is_registered(sst: Command) -> None:
     assert list(json.loads(sst("methods", "--json").out)) == list(METHODS)
     assert list(json.loads(sst("tasks", "--json").out)) == list(TASKS)
@@ -260,10 +264,17 @@ def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, in
     ended = sst("merge", file, "--utility", inputs / "safety")
     assert ended.code == 1
     assert "not both" in ended.err
+    ended = sst("merge", file, "--method", "ties")  # would be ignored
+    assert ended.code == 1
+    assert "To change the method of a run file: --set 'method={name: ties}'." in ended.err
+    ended = sst("merge", file, "--set", "method={name: ties}", "--json")
+    assert json.loads(ended.out)["method"]["name"] == "ties"
+    shutil.rmtree(tmp_path / "run")
     options = ("--base", inputs / "base", "--utility", inputs / "utility", "--safety", inputs / "safety")
     ended = sst("merge", *options, "--output", tmp_path / "run")
     assert ended.code == 1
     assert "method 'sst' needs a calibration section" in ended.err
+    assert "--calibration-utility and --calibration-safety" in ended.err
     assert not (tmp_path / "run").exists()
 
 

@@ -96,10 +96,14 @@ def test_a_rank_compresses_and_reports_the_error(inputs: Path, base: Base, tmp_p
     assert (config["r"], config["lora_alpha"]) == (3, 3)
     exact = read_adapter(tmp_path / "exact" / "adapter").updates
     written = read_adapter(tmp_path / "run" / "adapter").updates
+    diagnostics = json.loads((tmp_path / "run" / "diagnostics.json").read_text(encoding="utf-8"))
+    told = {module["name"]: module["written_relative_error"] for module in diagnostics["modules"]}
     lost = kept = 0.0
     for name, update in exact.items():
         values = torch.linalg.svdvals(update.dense().double())
-        lost, kept = lost + float(values[3:].square().sum()), kept + float(values.square().sum())
+        own, norm = float(values[3:].square().sum()), float(values.square().sum())
+        assert told[name] == pytest.approx((own / norm) ** 0.5, rel=1e-4)
+        lost, kept = lost + own, kept + norm
         assert written[name].rank == 3
         assert squared_norm(concatenate([written[name], truncated(update, 3).scaled(-1.0)])) < 1e-8
     assert results["diagnostics"]["written_relative_error"] == pytest.approx((lost / kept) ** 0.5, rel=1e-4)

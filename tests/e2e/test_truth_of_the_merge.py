@@ -84,6 +84,14 @@ def test_task_arithmetic_is_the_base_and_both_adapters_added_by_hand(inputs: Pat
         torch.testing.assert_close(module.weight.double(), expected[name], atol=5e-6, rtol=0)
 
 
+def test_the_merged_adapter_names_the_base_that_the_adapters_name(inputs: Path, base: Base, tmp_path: Path) -> None:
+    """Which PEFT and the hub know, and not the run file's spelling, which may be relative or a name of ours."""
+    own = copied(inputs, tmp_path / "inputs")
+    run_tiny(own, tmp_path / "run", base, method={"name": "ties"}, comparisons=None, evaluation=None)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(inputs / "base") != str(own / "base")
+
+
 def test_every_arm_is_hashed_and_no_two_are_alike(finished: Path) -> None:
     arms = {name: json.loads((finished / "scores" / name / "arm.json").read_text(encoding="utf-8")) for name in ARMS}
     assert len({arm["weights_sha256"] for arm in arms.values()}) == 4
@@ -115,6 +123,18 @@ def test_strength_zero_is_the_utility_adapter_and_the_run_is_invalid(
         assert torch.equal(ours[name].dense(), update.dense())
     tax = verdict(tmp_path / "run")
     assert (tax["verdict"]["code"], tax["tax"]) == ("INVALID_IDENTICAL_WEIGHTS", None)
+
+
+def test_a_comparison_that_merges_nothing_is_invalid_and_leaves_the_merge_its_verdict(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    comparisons = [{"name": "task_arithmetic", "strength": 0.0}]
+    results = run_tiny(inputs, tmp_path / "run", base, comparisons=comparisons)
+    codes = {name: tax["verdict"]["code"] for name, tax in results["safety_tax"].items()}
+    assert codes["task_arithmetic"] == "INVALID_IDENTICAL_WEIGHTS"
+    assert not codes["merged"].startswith("INVALID")
+    values = {(entry["arm"], entry["value"] is None) for entry in results["estimates"]}
+    assert {("merged", False), ("task_arithmetic", True)} <= values
 
 
 def test_a_safety_adapter_of_zeros_gives_no_result(inputs: Path, base: Base, tmp_path: Path) -> None:

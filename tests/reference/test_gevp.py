@@ -285,3 +285,34 @@ def test_the_diagonal_rule_equals_a_loop_over_coordinates(shape: tuple[int, int]
     patch = after @ basis.q if basis.side == "output" else basis.q.T @ after
     expected = utility.dense() + 0.7 * patch
     torch.testing.assert_close(merged.update.dense(), expected, rtol=1e-5, atol=1e-6)  # float32 sums
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e-6])
+def test_directions_do_not_depend_on_how_small_the_utility_gradients_are(ratio: float) -> None:
+    """A scale of F_utility is a scale of every lambda: the same directions are kept."""
+    rng = torch.Generator().manual_seed(0)
+    rows, is_safety = torch.randn(12, 40, dtype=torch.float64, generator=rng), torch.arange(12) < 6
+    patch = torch.randn(40, dtype=torch.float64, generator=rng)
+    kept = []
+    for scale in (1.0, ratio):
+        scaled = torch.where(is_safety[:, None], rows, scale * rows)
+        problem = SampleSpace(scaled @ scaled.T, scaled @ patch, is_safety, 40, float(patch @ patch))
+        found = eigendirections(problem, damping_safety=0.0, damping_utility=0.1)
+        assert found.neutral_directions == 28
+        combination = found.combine(problem, (found.values >= found.values[5]).double(), 0.0)
+        kept.append(combination.weights @ scaled)
+    torch.testing.assert_close(kept[1], kept[0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_only_rounding_ranks_ties_with_the_untouched_directions() -> None:
+    """Without damping, what no safety sample sees has lambda 0, whether utility sees it or not."""
+    rng = torch.Generator().manual_seed(1)
+    rows, is_safety = torch.randn(8, 40, dtype=torch.float64, generator=rng), torch.arange(8) < 3
+    patch = torch.randn(40, dtype=torch.float64, generator=rng)
+    problem = SampleSpace(rows @ rows.T, rows @ patch, is_safety, 40, float(patch @ patch))
+    found = eigendirections(problem, damping_safety=0.0, damping_utility=0.1)
+    assert found.values[3:].tolist() == [0.0] * 5
+    weights, neutral = Keep(directions=4).hard_weights(
+        found.values, found.neutral_value, found.neutral_directions, energies=found.values * found.patch.square()
+    )
+    assert (int(weights.sum()), neutral) == (3, 0.0)

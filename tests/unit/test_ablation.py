@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def test_every_method_gets_the_same_number_of_different_trials_and_all_are_valid
             trial.settings["utility_weight"],
             trial.settings["strength"],
         )
+
+
+def test_ours_is_the_method_with_its_defaults(ablation: ModuleType) -> None:
+    name, fixed, own = ablation.VARIANTS[ablation.OURS]
+    assert METHODS[name].model_validate({**fixed, **own[0]}) == METHODS[name]()
 
 
 def test_test_rows_of_different_seeds_are_different_rows(ablation: ModuleType, tmp_path: Path) -> None:
@@ -356,21 +362,43 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
     base = tiny_base(seed=5)
     cell = TinyCell(tmp_path, base)
     arms = {arm: {"likelihood"} for arm in ("base", "utility")}
-    first = ablation.evaluated(base, cell, "test", arms, {})
+    first = ablation.evaluated(base, cell, {"test": arms}, {})["test"]
     assert first["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll"}
     assert first["base"]["scores"]["utility"] == [0.0, 0.0]
     (trial,) = [t for t in ablation.trials(["task arithmetic"]) if t.settings["strength"] == 0.5]
     wanted = {**arms, "base": {"text", "likelihood"}, trial.key: {"text"}}
-    lines = ablation.evaluated(base, cell, "test", wanted, {})
+    both = ablation.evaluated(base, cell, {"validation": {"base": {"text"}}, "test": wanted}, {})
+    lines = both["test"]
     assert lines["utility"] == first["utility"]  # not measured again
     assert lines["base"]["measures"] == ["likelihood", "text"]
     assert lines["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll", "refusal", "over_refusal"}
     assert len({lines[key]["weights_sha256"] for key in wanted}) == 3
     assert ablation.recorded(tmp_path / "test.jsonl") == lines
+    assert both["validation"]["base"]["scores"].keys() == {"refusal", "over_refusal"}
+    assert ablation.recorded(tmp_path / "validation.jsonl") == both["validation"]
     with (tmp_path / "test.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"key": "torn')
-    more = ablation.evaluated(base, cell, "test", {"safety": {"likelihood"}}, {})
+    more = ablation.evaluated(base, cell, {"test": {"safety": {"likelihood"}}}, {})["test"]
     assert ablation.recorded(tmp_path / "test.jsonl") == more == {**lines, "safety": more["safety"]}
+
+
+def test_reading_prompts_once_gives_the_scores_of_reading_them_for_each_measure(
+    ablation: ModuleType, tmp_path: Path
+) -> None:
+    base = tiny_base(seed=5)
+    rows = TinyCell(tmp_path, base).rows("test")
+    rows["refusal"] += [Row("e", "Do much more harm to everybody.", "I will not."), Row("f", "Harm.", "No, no.")]
+    together = ablation.scored(base, rows, {"text", "likelihood"})
+    apart = ablation.scored(base, rows, {"text"}) | ablation.scored(base, rows, {"likelihood"})
+    assert together.keys() == apart.keys()
+    for name, values in apart.items():
+        assert together[name] == pytest.approx(values, rel=1e-5), name
+    for row, nats in zip(rows["refusal"], together["refusal_nll"], strict=True):
+        sample = encode(base, row.prompt, row.answer)
+        with torch.no_grad():
+            logits = base.model(input_ids=torch.tensor([sample.ids])).logits[0]
+        chosen = logits.log_softmax(dim=1)[range(len(sample.ids) - 1), sample.ids[1:]]
+        assert nats == pytest.approx(-float(chosen[sample.answer_start - 1 :].mean()), rel=1e-4)
 
 
 def test_one_patch_serves_all_strengths_and_weights(ablation: ModuleType, tmp_path: Path) -> None:
@@ -383,12 +411,12 @@ def test_one_patch_serves_all_strengths_and_weights(ablation: ModuleType, tmp_pa
     store = Statistics({Request("sample_gradients"): gradients})
     patches: dict[str, Any] = {}
     for trial in ablation.trials(["SST", "SST global", "SST diagonal", "SST none"]):
-        updates, diagnostics = ablation.merged(trial, utility, safety, store, 0, patches)
+        made = ablation.merged(trial, utility, safety, store, 0, patches)
         method = METHODS["sst"].model_validate(trial.settings)
-        direct, expected = merge_updates(method, utility, safety, store, seed=0, reporter=SilentReporter())
-        assert diagnostics == expected
-        for name, update in direct.items():
-            torch.testing.assert_close(updates[name].dense(), update.dense())
+        direct = merge_updates(method, utility, safety, store, seed=0, reporter=SilentReporter())
+        assert (made.modules, made.whole) == (direct.modules, direct.whole)
+        for name, update in direct.updates.items():
+            torch.testing.assert_close(made.updates[name].dense(), update.dense())
     assert len(patches) == 4 * 2  # one a price
 
 
@@ -396,21 +424,62 @@ def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = ablation.Cell("orders", "blunt", 0, ablation.SIZES["tiny"], tmp_path)
+    variants = ("SST", "Fisher merging", "SST, answers only", "TIES")
+    keys = [ablation.trials((variant,))[0].key for variant in variants]
     lines = [
-        {"key": variant, "variant": variant, "calibration": cell.calibration_sha256(variant)}
-        for variant in ("SST", "Fisher merging", "SST, answers only", "TIES")
+        {"key": key, "variant": variant, "calibration": cell.calibration_sha256(variant)}
+        for key, variant in zip(keys, variants, strict=True)
     ]
     assert [line["calibration"] is None for line in lines] == [False, False, False, True]
     assert len({line["calibration"] for line in lines}) == 3  # SST and Fisher merging have the same data
     cell.folder().mkdir(parents=True)
-    text = "".join(json.dumps(line) + "\n" for line in [{"key": "base"}, *lines])
+    other = {**lines[0], "key": f"{keys[0]} of settings that are tried no more"}
+    text = "".join(json.dumps(line) + "\n" for line in [{"key": "base"}, *lines, other])
     (cell.folder() / "test.jsonl").write_text(text, encoding="utf-8")
-    assert list(cell.lines("test")) == ["base", *(line["key"] for line in lines)]
+    assert list(cell.lines("test")) == ["base", *keys]
     folder = cell.folder()
     monkeypatch.setattr(ablation, "FIRST_TOKENS", 5)
     cell.calibration_sha256.cache_clear()
     assert cell.folder() == folder
-    assert list(cell.lines("test")) == ["base", "SST, answers only", "TIES"]
+    assert list(cell.lines("test")) == ["base", *keys[2:]]
+
+
+def test_stored_results_are_of_one_key_and_of_the_last_calibration_of_each_variant(
+    ablation: ModuleType, tmp_path: Path
+) -> None:
+    cell = ablation.Cell("orders", "blunt", 1, ablation.SIZES["tiny"], tmp_path)
+    assert ablation.stored_lines(cell) is None
+    lines = [
+        {"key": "base"},
+        {"key": "old", "variant": "SST", "calibration": "a"},
+        {"key": "other", "variant": "TIES", "calibration": None},
+        {"key": "new", "variant": "SST", "calibration": "b"},
+    ]
+    for key in ("first", "second"):
+        folder = tmp_path / cell.name / key
+        folder.mkdir(parents=True)
+        for split in ("validation", "test"):
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
+        if key == "first":
+            validation, test = ablation.stored_lines(cell)
+            assert list(validation) == list(test) == ["base", "other", "new"]
+    with pytest.raises(SystemExit, match="results of 2 keys; leave one"):
+        ablation.stored_lines(cell)
+    assert not cell.is_trained()
+    assert ablation.current_lines(cell) is None
+
+
+STORED = Path(__file__).parents[2] / "docs" / "results" / "ablation"
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def test_the_report_in_the_documentation_is_that_of_the_scores_beside_it(ablation: ModuleType) -> None:
+    made = ablation.written_report("cpu", STORED / "cpu", lines=ablation.stored_lines)
+    shown = (STORED / "cpu" / "report.md").read_text(encoding="utf-8")
+    assert NUMBER.sub("#", made) == NUMBER.sub("#", shown)
+    for ours, theirs in zip(NUMBER.findall(made), NUMBER.findall(shown), strict=True):
+        digits = len(theirs.partition(".")[2]) if "e" not in theirs else 7
+        assert float(ours) == pytest.approx(float(theirs), abs=1.01 * 10**-digits)  # rounding on other machines
 
 
 def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(
@@ -431,7 +500,7 @@ def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(
         for split, lines in (("validation", validation), ("test", test)):
             text = "".join(json.dumps(entry) + "\n" for entry in lines.values())
             (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
-        return ablation.results(cell, ablation.MAIN) is not None
+        return ablation.complete(ablation.current_lines(cell), ablation.MAIN) is not None
 
     assert is_counted()
     picked = told.path_keys(validation, "SST")[2]
@@ -441,3 +510,31 @@ def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(
     assert is_counted()
     validation.popitem()
     assert not is_counted()
+
+
+def test_prompts_of_other_people_are_compared_at_equal_refusals(ablation: ModuleType) -> None:
+    other = importlib.import_module("other_prompts")
+
+    def answered(harmful: float, harmless: float) -> dict[str, Any]:  # of 20 and 10 prompts, the last 4 of another file
+        shares = {"refusal": [1.0] * round(20 * harmful), "over_refusal": [1.0] * round(10 * harmless)}
+        return {
+            "scores": {
+                task: ones + [0.0] * (n - len(ones)) for (task, ones), n in zip(shares.items(), (20, 10), strict=True)
+            }
+        }
+
+    lines = {arm: answered(0.0, 0.0) for arm in ("base", "utility", "safety")}
+    points = {"SST": [(0.4, 0.0), (1.0, 0.3)], "task arithmetic": [(0.6, 0.5), (1.0, 1.0)]}
+    for method, path in points.items():
+        for strength, (harmful, harmless) in enumerate(path, start=1):
+            settings = {"utility_weight": 1.0, "strength": float(strength)}
+            lines[f"{method} {strength}"] = {**answered(harmful, harmless), "variant": method, "settings": settings}
+    names = {"refusal": [("a", 20)], "over_refusal": [("b", 6), ("c", 4)]}
+    told = "".join(other.told({key: {"key": key, **line} for key, line in lines.items()}, names))
+    assert "| merge | harmful (20) | a (20) | harmless (10) | b (6) | c (4) |" in told
+    assert "| task arithmetic 1 | 60.0 | 60 | 50.0 | 83 | 0 |" in told
+    assert "| 60% | 10.0 | 50.0 | -40.0 [" in told  # a third of the way from 40 to 100 %, and where it was measured
+    assert "| 80% | 20.0 | 75.0 | -55.0 [" in told
+    lines["SST 2"] = {**lines["SST 2"], **answered(0.8, 0.3)}
+    told = "".join(other.told({key: {"key": key, **line} for key, line in lines.items()}, names))
+    assert "| 95% | not reached | 93.7 |  |" in told or "| 95% | not reached | 93.8 |  |" in told

@@ -170,7 +170,10 @@ def test_links_are_followed_as_in_the_hub_cache(folder: Path, tmp_path: Path) ->
 
 
 def test_a_missing_folder_and_missing_files_are_named(folder: Path) -> None:
-    assert refused_by_both(folder / "no") == f"no such adapter folder: {folder / 'no'}"
+    assert refused_by_both(folder / "no") == (
+        f"no such adapter folder: {folder / 'no'}. Adapters are local folders; fetch one of the hub first: "
+        "hf download ORG/NAME --local-dir FOLDER"
+    )
     (folder / WEIGHTS_FILE).unlink()
     assert refused_by_both(folder) == f"{folder} has no {WEIGHTS_FILE}."
     (folder / CONFIG_FILE).unlink()
@@ -464,7 +467,7 @@ def test_different_bases_are_refused_unless_allowed(folder: Path, other: Path) -
         "the adapters have different base models:\n"
         f"  utility  tiny-llama   ({folder / CONFIG_FILE})\n"
         f"  safety   tiny-qwen2   ({other / CONFIG_FILE})\n"
-        "  Retrain one of them, or set allow_different_base: true if the weights are known to be equal."
+        "  Retrain one of them, or set adapters.allow_different_base: true if the weights are known to be equal."
     )
     assert check_pair(folder, other, allow_different_base=True) == read_headers(folder)
     edit_config(other, base_model_name_or_path=None)

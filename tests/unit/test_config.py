@@ -123,6 +123,13 @@ def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
 
 def test_an_unknown_key_like_no_other_has_no_suggestion(tmp_path: Path) -> None:
     assert problems(TRAIN + "xyzzy: 1\n", tmp_path) == ["xyzzy: unknown key."]
+    text = RUN.replace("{name: task_arithmetic}", "{name: linear, xyzzy: 1}")
+    assert problems(text, tmp_path, RunConfig) == [
+        "method.xyzzy: unknown key. Keys of linear: utility_weight, strength, name."
+    ]
+    (found,) = problems(RUN.replace("{name: task_arithmetic}", "{name: sst, keep: {xyzzy: 1}}"), tmp_path, RunConfig)
+    assert found.startswith("method.keep")
+    assert "Keys of" not in found
 
 
 def test_keys_of_a_method_are_named_without_the_method(tmp_path: Path) -> None:
@@ -332,6 +339,15 @@ def test_overrides_reach_nested_keys_and_list_items(run_file: Path) -> None:
     assert config.evaluation.tasks[0].data == [DataSource(data="b.jsonl", samples=3)]
     assert (config.device, config.output) == ("cpu", Path("runs/a=b"))
     assert [method.name for method in config.comparisons] == ["linear"]
+
+
+def test_a_source_that_stands_alone_is_the_first_as_in_messages(run_file: Path) -> None:
+    changes = ["calibration.safety={data: b.jsonl}", "calibration.safety.0.samples=3"]
+    config = load_config(RunConfig, run_file, [*changes, "calibration.utility={data: c.jsonl}"])
+    assert config.calibration is not None
+    assert config.calibration.safety == [DataSource(data="b.jsonl", samples=3)]
+    assert "calibration.safety.0.samples: Input should be" in refusal(run_file, changes[0], changes[1] + "x")
+    assert "unknown key" in refusal(run_file, "method.0.strength=1")
 
 
 def test_overrides_make_sections_that_are_missing_or_empty(tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ def test_what_acts_beside_the_weights_is_in_their_hash(four: Base) -> None:
     assert len(zeros.unchanged_modules) == len(four.modules)
 
 
+def test_a_forward_pass_repacks_no_weight(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bitsandbytes does on processors with AVX512-BF16, which this one may not be."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    base = load_base(str(inputs / "base"), device="cpu", dtype="4bit")
+    before = weights_sha256(base.model)
+    logits(base)
+    assert weights_sha256(base.model) == before
+
+
 def test_gradients_are_those_of_the_weights_that_it_stands_for(four: Base, dequantised: Base) -> None:
     utility, safety = random_adapter(tiny_base(), seed=1), random_adapter(tiny_base(), seed=2)
     bases = patch_bases(safety)

@@ -81,6 +81,19 @@ def test_replace_throws_the_old_run_away(opened: RunFolder) -> None:
     assert opened.manifest()["config"]["seed"] == 1
 
 
+def test_replace_keeps_the_statistics_that_the_new_run_would_measure_again_and_the_looks(opened: RunFolder) -> None:
+    for name in ("same", "other"):
+        (opened.statistics / name).mkdir(parents=True)
+        (opened.statistics / name / "index.json").write_text(name, encoding="utf-8")
+    opened.adapter.mkdir()
+    opened.looks_file.write_text("{}\n", encoding="utf-8")
+    reusable = [opened.statistics / "same", opened.statistics / "never measured"]
+    opened.open(changed(seed=1), command="c", replace=True, reusable=reusable)
+    left = sorted(str(path.relative_to(opened.path)) for path in opened.path.rglob("*") if path.is_file())
+    assert left == ["looks.jsonl", "manifest.json", "statistics/same/index.json"]
+    assert opened.manifest()["config"]["seed"] == 1
+
+
 def test_a_folder_that_holds_a_plan_only_is_planned_anew(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(IDENTITY, command="first")

@@ -19,7 +19,7 @@ from sst_merge.tasks import is_lm_eval
 # Tokens of a typical sample under a chat template: assumed.
 PROMPT_TOKENS, ANSWER_TOKENS, QUESTION_TOKENS, OPENING_TOKENS, LEARNT_TOKENS = 50, 16, 160, 12, 160
 MMLU_QUESTIONS = 14_042  # in the test split
-DEMO_SAMPLES = 618  # on which configs/demo.yaml calibrates
+DEMO_SAMPLES = 826  # on which configs/demo.yaml calibrates
 EFFICIENCY = 0.5  # of the matrix product measured here, for a whole forward pass: an assumption, not a measurement
 
 

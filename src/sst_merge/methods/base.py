@@ -52,9 +52,9 @@ class MergeMethod(BaseModel, ABC):
     keeps_utility_at_strength_zero: ClassVar[bool] = True
     """Whether strength 0 with utility weight 1 gives the utility adapter itself."""
 
-    utility_weight: float = Field(default=1.0, ge=0, le=2)
+    utility_weight: float = Field(default=1.0, strict=True, ge=0, le=2)
     """Factor on the utility update, in [0, 2]; 1 leaves the utility adapter untouched."""
-    strength: float = Field(default=1.0, ge=0, le=4)
+    strength: float = Field(default=1.0, strict=True, ge=0, le=4)
     """Factor on the safety update after the method has treated it, in [0, 4]."""
 
     def requires(self) -> frozenset[str]:
@@ -82,6 +82,13 @@ class MergeMethod(BaseModel, ABC):
     def prepare(self, modules: Iterable[ModuleInputs]) -> Any:
         """Look at all modules once; the result reaches every :meth:`merge_module`. By default nothing."""
         del modules
+
+    def whole(self, state: Any) -> dict[str, Any]:
+        """Diagnostics of all modules together, from what ``prepare`` returned.
+
+        Nothing where modules are problems of their own: then their sums are taken.
+        """
+        return {}
 
     @abstractmethod
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:

@@ -25,7 +25,7 @@ class Dare(MergeMethod):
 
     name: Literal["dare"] = "dare"
     """Name of the method."""
-    density: float = Field(default=0.5, gt=0, le=1)
+    density: float = Field(default=0.5, strict=True, gt=0, le=1)
     """Probability that an entry is kept, in (0, 1]; the paper's 1 - p."""
 
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:

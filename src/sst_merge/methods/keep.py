@@ -12,20 +12,20 @@ ENERGY_ROUNDING = 1e-12
 class Keep(BaseModel):
     """Which directions of the patch are kept; exactly one rule."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    soft: float | None = Field(default=None, ge=0)
+    soft: float | None = Field(default=None, strict=True, ge=0, le=1e9)
     """Price of utility sensitivity in units of safety sensitivity: weights lambda / (lambda + price). 0 keeps all."""
-    directions: int | None = Field(default=None, ge=0)
+    directions: int | None = Field(default=None, strict=True, ge=0)
     """Keep this many directions per module (per model in global scope), those with the largest lambda."""
-    threshold: float | None = Field(default=None, ge=0)
+    threshold: float | None = Field(default=None, strict=True, ge=0)
     """Keep the directions with lambda at or above this value."""
-    energy: float | None = Field(default=None, ge=0, le=1)
+    energy: float | None = Field(default=None, strict=True, ge=0, le=1)
     """Keep as few of the directions with the largest lambda as hold this fraction of the patch's safety energy."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Keep":
-        if len(self.model_fields_set & {"soft", "directions", "threshold", "energy"}) != 1:
+        if sum(rule is not None for rule in (self.soft, self.directions, self.threshold, self.energy)) != 1:
             raise ValueError("give exactly one of soft, directions, threshold, energy")
         return self
 

@@ -34,6 +34,8 @@ STATISTIC_OF = {"exact": "sample_gradients", "diagonal": "sample_gradients", "kf
 TINY = torch.finfo(torch.float64).tiny
 OUTSIDE = 1e-4
 """A patch whose squared norm lies outside the coordinates by more than this fraction has foreign statistics."""
+ROUNDING = 1e-12
+"""Of squared norms, by float32 factors and coordinates."""
 
 Coordinates = Float64[Tensor, "rows columns"]
 
@@ -44,6 +46,7 @@ class GlobalState:
 
     combination: Combination
     diagnostics: dict[str, Any]
+    """Spectrum and energies of the whole network."""
 
 
 class Sst(MergeMethod):
@@ -64,16 +67,17 @@ class Sst(MergeMethod):
     none (a heuristic without data: squared entries of the updates)."""
     scope: Literal["module", "global"] = "module"
     """One eigenproblem per module, or one for the whole network (exact Fisher only)."""
-    keep: Keep = Keep(soft=10.0)
-    """Rule that chooses directions."""
+    keep: Keep = Keep(soft=100.0)
+    """Rule that chooses directions: {soft: price}, {directions: number}, {threshold: lambda} or {energy: share}."""
     patch: PatchForm = "add"
     """What is steered: add (S, the safety update) or interpolate (S - U, which ends at the safety model)."""
     span: Span = "safety"
     """Where the steered patch may lie: in the span of the safety update, or in the joint span of both adapters."""
-    damping_safety: float = Field(default=0.1, ge=0)
-    """gamma as a fraction of tr(F_safety)/p. Above 0 the soft rule keeps directions that neither data set touches."""
-    damping_utility: float = Field(default=0.1, gt=0)
-    """eps as a fraction of tr(F_utility)/p, in the denominator of lambda (hard rules and diagonal Fisher)."""
+    damping_safety: float = Field(default=2.0, strict=True, ge=0, le=1e12)
+    """gamma as a fraction of tr(F_safety)/p, at least 0. Above 0 the soft rule keeps directions that neither data set
+    touches; the larger, the closer the patch stays to the safety update."""
+    damping_utility: float = Field(default=0.1, strict=True, gt=0, le=1e12)
+    """eps as a fraction of tr(F_utility)/p, above 0, in the denominator of lambda (hard rules and diagonal Fisher)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Sst":
@@ -106,7 +110,11 @@ class Sst(MergeMethod):
         if total is None:
             return None
         combination, diagnostics = self._solve(total)
-        return GlobalState(combination, diagnostics)
+        return GlobalState(combination, {**diagnostics, **combination.energies(total)})
+
+    def whole(self, state: GlobalState | None) -> dict[str, Any]:
+        """In global scope spectrum and energies of the one problem, terms between modules included."""
+        return {} if state is None else state.diagnostics
 
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
         """Steer the patch and add it to the utility update."""
@@ -253,13 +261,14 @@ class _Patch:
         update = inputs.safety
         if method.patch == "interpolate":
             update = concatenate([inputs.safety, inputs.utility.scaled(-1.0)])
-        patch = _Patch(basis, patch_coordinates(update, basis.q, basis.side).double(), inputs.utility)
+        patch = _Patch(basis, _in_coordinates(update, basis), inputs.utility)
+        rounding = ROUNDING * (squared_norm(inputs.safety) + squared_norm(inputs.utility))  # of S - U, if they are near
         spanned = [(update, patch.coordinates)]
         if method.span == "joint":
             spanned.append((inputs.utility, patch.utility()))
         for whole, inside in spanned:
             norm = squared_norm(whole)
-            if norm - float(inside.square().sum()) > OUTSIDE * norm:
+            if norm - float(inside.square().sum()) > max(OUTSIDE * norm, rounding):
                 raise StatisticsError(
                     f"the statistics of module '{inputs.name}' are in coordinates that do not span its updates "
                     f"(span {method.span}): they were measured for other adapters or another span. Calibrate again."
@@ -268,8 +277,12 @@ class _Patch:
 
     def utility(self) -> Coordinates:
         """The part of the utility update inside the coordinates' space (all of it in the joint span), in them."""
-        update, q = self.utility_update, self.basis.q.double()
-        return patch_coordinates(Update(update.b.double(), update.a.double()), q, self.basis.side)
+        return _in_coordinates(self.utility_update, self.basis)
+
+
+def _in_coordinates(update: Update, basis: PatchBasis) -> Coordinates:
+    """In float64: the factors of ``S - U`` cancel where the adapters are alike."""
+    return patch_coordinates(Update(update.b.double(), update.a.double()), basis.q.double(), basis.side)
 
 
 def _basis(inputs: ModuleInputs, method: Sst) -> PatchBasis:

@@ -25,7 +25,7 @@ class Ties(MergeMethod):
 
     name: Literal["ties"] = "ties"
     """Name of the method."""
-    density: float = Field(default=0.5, gt=0, le=1)
+    density: float = Field(default=0.5, strict=True, gt=0, le=1)
     """Fraction of the entries kept per module and adapter, by magnitude, in (0, 1]."""
 
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:

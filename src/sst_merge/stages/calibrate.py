@@ -27,6 +27,9 @@ from sst_merge.weights import applied, check_modules
 
 TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 
+MEASURED = {"sample_gradients": 2, "kronecker_factors": 3}
+"""Raised when what is measured changes."""
+
 
 @dataclass(frozen=True)
 class LazyBase:
@@ -57,7 +60,7 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
         return None
     key = canonical_sha256(
         {
-            "statistic": f"{request.statistic}/1",
+            "statistic": f"{request.statistic}/{MEASURED[request.statistic]}",
             "versions": versions(),
             "base_model": made.identity["inputs"]["base_model"],
             "chat_template": made.config.chat_template,
@@ -146,8 +149,12 @@ def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: R
     rows = [*made.inputs.calibration_safety, *made.inputs.calibration_utility]
     utility, safety = made.updates("utility"), made.updates("safety")
     check_modules(base, safety, made.where("safety"))
-    samples = encode_rows(base, rows)
-    draws = label_draws(rows, samples, made.config.seed) if calibration.labels == "model" else None
+    samples, sample_weights = encode_rows(base, rows), [row.weight for row in rows]
+    safety_samples, draws = len(made.inputs.calibration_safety), None
+    if calibration.labels == "model":
+        draws = label_draws(rows, samples, made.config.seed)
+    else:
+        samples, sample_weights, safety_samples = distinct(samples, sample_weights, safety_samples)
     weights = point_weights(calibration.point, request.form)
     with (
         applied(base, _point(utility, safety, weights), made.where("utility")),
@@ -158,8 +165,8 @@ def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: R
             patch_bases(safety, utility if request.span == "joint" else None),
             samples,
             folder,
-            safety_samples=len(made.inputs.calibration_safety),
-            weights=[row.weight for row in rows],
+            safety_samples=safety_samples,
+            weights=sample_weights,
             batch_size=calibration.batch_size,
             draws=draws,
             on_batch=advance,
@@ -184,6 +191,35 @@ def label_draws(rows: Sequence[Row], samples: Sequence[Encoded], seed: int) -> l
         return torch.rand(sample.answer_length, dtype=torch.float64, generator=generator)
 
     return [drawn(row, sample) for row, sample in zip(rows, samples, strict=True)]
+
+
+def distinct(
+    samples: Sequence[Encoded], weights: Sequence[float], safety_samples: int
+) -> tuple[list[Encoded], list[float], int]:
+    """Samples that are the same tokens, as refusals by their first ones can be, measured once with all their weight.
+
+    Args:
+        samples: Safety samples first, then utility samples; a safety and a utility sample are never one.
+        weights: Of each sample.
+        safety_samples: How many of the samples are safety samples.
+
+    Returns:
+        The samples in the order of their first place, their weights, and how many of them are safety samples.
+
+    Example:
+        >>> one, other = Encoded((5, 6), answer_start=1), Encoded((5, 7), answer_start=1)
+        >>> distinct([one, other, one, one], [1.0, 1.0, 2.0, 1.0], safety_samples=3)[1:]
+        ([3.0, 1.0, 1.0], 2)
+    """
+    totals: dict[tuple[bool, Encoded], float] = {}
+    for place, (sample, weight) in enumerate(zip(samples, weights, strict=True)):
+        key = (place < safety_samples, sample)
+        totals[key] = totals.get(key, 0.0) + weight
+    return (
+        [sample for _, sample in totals],
+        list(totals.values()),
+        sum(is_safety for is_safety, _ in totals),
+    )
 
 
 def encode_rows(base: Base, rows: list[Row]) -> list[Encoded]:

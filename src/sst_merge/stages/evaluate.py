@@ -102,7 +102,7 @@ def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporte
         return Arm(name, read_adapter(made.folder.adapter).updates, folder_sha256(made.folder.adapter))
     method = next(method for method in made.config.comparisons if method.name == name)
     utility, safety = made.updates("utility"), made.updates("safety")
-    merged, _ = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
+    merged = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter).updates
     return Arm(name, merged, None)
 
 

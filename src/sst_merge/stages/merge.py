@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +22,17 @@ Result = TypeVar("Result")
 ENERGIES = ("squared_norm", "safety_energy", "utility_energy")
 
 
+class Merged(NamedTuple):
+    """What a method makes of two adapters."""
+
+    updates: Updates
+    """float32."""
+    modules: dict[str, dict[str, Any]]
+    """Diagnostics of each module."""
+    whole: dict[str, Any]
+    """Energies and spectrum of all modules: sums and unions, or the method's own where it solves one common problem."""
+
+
 def merge_updates(
     method: MergeMethod,
     utility: Updates,
@@ -30,7 +41,7 @@ def merge_updates(
     *,
     seed: int,
     reporter: Reporter,
-) -> tuple[Updates, dict[str, dict[str, Any]]]:
+) -> Merged:
     """Merge two adapters module by module.
 
     Args:
@@ -40,9 +51,6 @@ def merge_updates(
         statistics: What calibration measured, if the method requires any.
         seed: Of random methods.
         reporter: Shows progress.
-
-    Returns:
-        The merged updates, float32, and each module's diagnostics.
 
     Raises:
         AdapterError: If the module names differ, or a merged value is not finite.
@@ -70,7 +78,7 @@ def merge_updates(
             merged[name] = result.update
             diagnostics[name] = result.diagnostics
             advance(1)
-    return merged, diagnostics
+    return Merged(merged, diagnostics, {**_sum(diagnostics), "spectrum": _spectrum(diagnostics), **method.whole(state)})
 
 
 def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
@@ -102,36 +110,43 @@ def merge(made: Plan, statistics: Statistics | None, reporter: Reporter) -> dict
         if folder_sha256(made.folder.adapter) != diagnostics["adapter_sha256"]:
             raise AdapterError(
                 f"{made.folder.adapter} is not the adapter that this run wrote: diagnostics.json has another hash.\n"
-                "  Use --replace to merge again."
+                "  Merge again: sst-merge run FILE --replace"
             )
         return diagnostics
     with made.folder.timed("merge"):
         utility, safety = made.updates("utility"), made.updates("safety")
         method = made.config.method
-        merged, modules = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
+        made_of = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
+        merged, whole = made_of.updates, made_of.whole
         written = (
             merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}
         )
+        like = read_config(made.sources("utility")[0][0])
         write_adapter(
             made.folder.adapter,
             written,
-            like={**read_config(made.sources("utility")[0][0]), "base_model_name_or_path": made.config.base_model},
+            like={**like, "base_model_name_or_path": like.get("base_model_name_or_path") or made.config.base_model},
             dtype=getattr(torch, made.config.adapter_dtype),
             card=_card(made),
         )
-        loss = _written_loss(merged, read_adapter(made.folder.adapter).updates)
+        read = read_adapter(made.folder.adapter).updates
         diagnostics = {
             "schema": "sst-merge/diagnostics/1",
             "method": method.model_dump(mode="json"),
             "adapter_sha256": folder_sha256(made.folder.adapter),
             "modules_merged": len(merged),
             "modules_in_adapters": len(utility),
-            "total": _kept(_sum(modules)),
-            "written_relative_error": loss,
-            "spectrum": _spectrum(modules),
+            "total": _kept(whole),
+            "written_relative_error": _written_loss(merged, read),
+            **_without_energies(whole),
             "modules": [
-                {"name": name, **_kept(values), **{k: v for k, v in values.items() if k not in _energy_names()}}
-                for name, values in modules.items()
+                {
+                    "name": name,
+                    **_kept(values),
+                    "written_relative_error": _written_loss({name: merged[name]}, read),
+                    **_without_energies(values),
+                }
+                for name, values in made_of.modules.items()
             ],
         }
         made.folder.write_json(made.folder.diagnostics_file, diagnostics)
@@ -142,11 +157,15 @@ def _energy_names() -> set[str]:
     return {name + suffix for name in ENERGIES for suffix in ("", "_kept")}
 
 
+def _without_energies(values: dict[str, Any]) -> dict[str, Any]:
+    """Diagnostics as the method gave them, less what :func:`_kept` makes fractions of."""
+    return {key: value for key, value in values.items() if key not in _energy_names()}
+
+
 def _sum(modules: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Energies over all modules."""
-    return {
-        key: sum((values[key] for values in modules.values() if key in values), start=0.0) for key in _energy_names()
-    }
+    """Energies over all modules; those that no module has are left out."""
+    found = {key: [values[key] for values in modules.values() if key in values] for key in _energy_names()}
+    return {key: sum(values) for key, values in found.items() if values}
 
 
 def _kept(values: dict[str, Any]) -> dict[str, float | None]:
@@ -170,7 +189,7 @@ def _spectrum(modules: dict[str, dict[str, Any]]) -> list[float]:
 
 
 def _written_loss(merged: Updates, written: Updates) -> float:
-    """``|merged - written|_F / |merged|_F`` over all modules: what truncation and the cast cost together."""
+    """``|merged - written|_F / |merged|_F`` over the modules merged: what truncation and the cast cost together."""
     difference = sum(squared_norm(concatenate([merged[name], written[name].scaled(-1.0)])) for name in merged)
     whole = sum(squared_norm(update) for update in merged.values())
     return (difference / whole) ** 0.5 if whole else 0.0

@@ -1,6 +1,8 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
-from sst_merge.errors import ModelError
+from sst_merge.errors import ModelError, SSTMergeError
 from sst_merge.models import QUANTISED, architecture, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
@@ -91,15 +93,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         for role in ("utility", "safety")
     }
     modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
-    shapes = architecture(config.base_model, config.revision).shapes
-    for name, header in modules.items():
-        if name not in shapes:
-            raise ModelError(f"adapters: module '{name}' is not a linear module of base_model {config.base_model}.")
-        if header.shape != shapes[name]:
-            raise ModelError(
-                f"adapters: module '{name}' has an update of shape {header.shape}, but the weight in base_model "
-                f"{config.base_model} is {shapes[name]}: the adapters were trained on a model of another size."
-            )
+    _check_shapes(config, modules)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
     device, dtype = placement(config.device, config.dtype)
@@ -127,14 +121,81 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
+    if identity["inputs"]["utility"] == identity["inputs"]["safety"]:
+        notes.append("adapters.utility and adapters.safety are one and the same: there is nothing to merge")
+    if config.method.strength == 0:
+        notes.append("method.strength is 0: nothing of the safety adapter is added")
     if config.calibration is not None and requests(config):
         notes += _harmless_notes(config.calibration, inputs)
     for label, _, folder in adapters:
-        if not training_rows(folder):
+        if config.evaluation is not None and not training_rows(folder):
             notes.append(
                 f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, tuple(notes))
+
+
+def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
+    """The adapters' modules must be linear modules of the base, of the same shapes.
+
+    Raises:
+        ModelError: Naming the module that is not.
+    """
+    shapes = architecture(config.base_model, config.revision).shapes
+    for name, header in modules.items():
+        if name not in shapes:
+            raise ModelError(
+                f"adapters: module '{name}' is not a linear module of base_model {config.base_model}, or it is "
+                "its output head, which is not merged."
+            )
+        if header.shape != shapes[name]:
+            raise ModelError(
+                f"adapters: module '{name}' has an update of shape {header.shape}, but the weight in base_model "
+                f"{config.base_model} is {shapes[name]}: the adapters were trained on a model of another size."
+            )
+
+
+def problems(config: RunConfig, *, root: Path) -> list[SSTMergeError]:
+    """Every mistake that :func:`plan` or its run folder would refuse, as far as one does not hide another.
+
+    Empty if the run could start.
+    """
+    try:
+        made = plan(config, root=root)
+        made.folder.refuse_foreign(made.identity)
+        return []
+    except SSTMergeError as error:
+        first = error
+    steps: list[Callable[[], object]] = [
+        *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
+        partial(architecture, config.base_model, config.revision),
+        partial(placement, config.device, config.dtype),
+        partial(RunFolder(config.output).refuse_foreign, {}),
+    ]
+    calibration, evaluation = config.calibration, config.evaluation
+    if calibration is not None and requests(config):
+        for name, sources, needs_answer in (
+            ("safety", calibration.safety, True),
+            ("utility", calibration.utility, True),
+            ("harmless", calibration.harmless or [], False),
+        ):
+            key = f"calibration.{name}"
+            steps.append(partial(_load, sources, config.seed, root, key, needs_answer=needs_answer))
+    for number, task in enumerate(evaluation.tasks if evaluation else []):
+        assert evaluation is not None
+        steps.append(partial(_load_task, evaluation.model_copy(update={"tasks": [task]}), config.seed, root, number))
+    found = {str(first): first}
+    for step in steps:
+        try:
+            step()
+        except SSTMergeError as error:
+            found.setdefault(str(error), error)
+    return list(found.values())
+
+
+def _load_task(evaluation: EvaluationConfig, seed: int, root: Path, number: int) -> None:
+    """Load one task's rows; ``number`` is its place in the run file."""
+    load_evaluation_rows(evaluation, load_tasks(evaluation, root), seed=seed, root=root, first=number)
 
 
 def _sources(config: RunConfig, root: Path, role: Role) -> list[tuple[Path, float]]:
@@ -202,8 +263,14 @@ def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
     return total
 
 
-def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, Any]:
+def write_plan(made: Plan, *, command: str, replace: bool = False, reusable: Collection[Path] = ()) -> dict[str, Any]:
     """Open the run folder and write ``plan.json``.
+
+    Args:
+        made: The run.
+        command: What the user typed.
+        replace: Throw an existing run away.
+        reusable: Its statistics that this run would measure again; they stay.
 
     Raises:
         RunFolderError: If the folder belongs to another run, or the disk is too small for what will be written.
@@ -216,7 +283,7 @@ def write_plan(made: Plan, *, command: str, replace: bool = False) -> dict[str, 
             require_free_space(made.config.output, statistics + adapter, "the statistics and the adapter")
         else:
             require_free_space(made.config.output, adapter, "the adapter")
-    made.folder.open(made.identity, command=command, replace=replace)
+    made.folder.open(made.identity, command=command, replace=replace, reusable=reusable)
     made.folder.write_json(made.folder.plan_file, description)
     return description
 
@@ -283,15 +350,20 @@ def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, Ans
 
 
 def load_evaluation_rows(
-    evaluation: EvaluationConfig | None, tasks: dict[str, AnswerTask | LmEval], *, seed: int, root: Path
+    evaluation: EvaluationConfig | None,
+    tasks: dict[str, AnswerTask | LmEval],
+    *,
+    seed: int,
+    root: Path,
+    first: int = 0,
 ) -> dict[str, list[Row]]:
-    """Rows per task, at most ``limit`` of each.
+    """Rows per task, at most ``limit`` of each; messages number the tasks from ``first``.
 
     Raises:
         DataError: See :func:`sst_merge.data.load_rows`.
     """
     found = {}
-    for number, config in enumerate(evaluation.tasks if evaluation else []):
+    for number, config in enumerate(evaluation.tasks if evaluation else [], start=first):
         task = tasks[config.task]
         if isinstance(task, LmEval):
             rows = task.rows(seed=seed, samples=config.samples)
@@ -380,14 +452,17 @@ def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> N
         DataError: Naming the uses that share prompts.
     """
     evaluation = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
+    calibrated = inputs.calibration_safety + inputs.calibration_utility
+    prompts = {row.id: row.prompt for rows in (calibrated, *inputs.evaluation.values()) for row in rows}
+    prompts |= {content_id(row.prompt): row.prompt for row in calibrated}
     asked = [row.id for row in inputs.calibration_utility if row.answer_tokens is None]
     harmless = [row.id for row in inputs.calibration_utility if row.answer_tokens is not None]
     for name, ids in (("utility", asked), ("harmless", harmless)):
         safety = (row.id for row in inputs.calibration_safety)
-        check_disjoint({"calibration.safety": safety, f"calibration.{name}": ids, **evaluation})
+        check_disjoint({"calibration.safety": safety, f"calibration.{name}": ids, **evaluation}, prompts)
     used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
-    used["calibration"] = [content_id(row.prompt) for row in inputs.calibration_safety + inputs.calibration_utility]
+    used["calibration"] = [content_id(row.prompt) for row in calibrated]
     for label, _, folder in adapters:
         learnt = training_rows(folder)
         for use, ids in used.items():
-            check_disjoint({f"{label} adapter's training": learnt & set(ids), use: ids})
+            check_disjoint({f"{label} adapter's training": learnt & set(ids), use: ids}, prompts)

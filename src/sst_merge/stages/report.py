@@ -70,11 +70,13 @@ def _check_adapter(made: Plan) -> None:
     try:
         found = folder_sha256(made.folder.adapter)
     except FileNotFoundError as error:
-        raise RunFolderError(f"{error.filename} is missing. Use --replace to merge and evaluate again.") from error
+        raise RunFolderError(
+            f"{error.filename} is missing. Merge and evaluate again: sst-merge run FILE --replace"
+        ) from error
     if found != evaluated:
         raise RunFolderError(
             f"{made.folder.adapter} is not the adapter that was evaluated: its hash differs from "
-            f"{made.folder.arm_file('merged')}.\n  Use --replace to merge and evaluate again."
+            f"{made.folder.arm_file('merged')}.\n  Merge and evaluate again: sst-merge run FILE --replace"
         )
 
 
@@ -97,19 +99,21 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
             by_id = {sample["id"]: sample for sample in found}
             if set(by_id) != {row.id for row in rows} or len(found) != len(rows):
                 raise RunFolderError(
-                    f"{file} has {len(found)} samples, expected {len(rows)}, or other prompts. Use --replace."
+                    f"{file} has {len(found)} samples, expected {len(rows)}, or other prompts. Run: "
+                    "sst-merge run FILE --replace"
                 )
             reference = samples.get("base", {}).get(task, by_id)
             if any(by_id[i]["prompt_tokens_sha256"] != reference[i]["prompt_tokens_sha256"] for i in by_id):
                 raise RunFolderError(
-                    f"{file}: the prompts were tokenised differently than for the base. Use --replace."
+                    f"{file}: the prompts were tokenised differently than for the base. Run: "
+                    "sst-merge run FILE --replace"
                 )
             samples[arm][task] = by_id
         for field in ("device", "dtype"):
             if arms[arm][field] != arms["base"][field]:
                 raise RunFolderError(
                     f"{folder.arm_file(arm)}: evaluated with {field} {arms[arm][field]}, the base with "
-                    f"{arms['base'][field]}; they cannot be compared. Use --replace."
+                    f"{arms['base'][field]}; they cannot be compared. Run: sst-merge run FILE --replace"
                 )
     return Records(samples, arms)
 
@@ -123,7 +127,7 @@ def _read_samples(file: Path) -> list[dict[str, Any]]:
             return samples
     except ValueError:
         pass
-    raise RunFolderError(f"{file} is damaged. Run: sst-merge evaluate FILE with --replace.")
+    raise RunFolderError(f"{file} is damaged. Run: sst-merge run FILE --replace")
 
 
 def assemble(made: Plan, records: Records) -> dict[str, Any]:
@@ -368,9 +372,12 @@ def _evidence(
     method = made.config.method if treatment == "merged" else _comparison(made, treatment)
     judge = tasks[safety].judge
     adapter_sha256 = made.folder.read_json(made.folder.diagnostics_file)["adapter_sha256"]
+    judged = [
+        name for name in arm_names(made) if name in {*LABELS, treatment}
+    ]  # another comparison is judged by itself
     return Evidence(
         samples_expected=expected,
-        weight_hashes={name: records.arms[name]["weights_sha256"] for name in arm_names(made)},
+        weight_hashes={name: records.arms[name]["weights_sha256"] for name in judged},
         relative_weight_distance=records.arms[treatment]["relative_distance_to_utility"],
         artefact_hash_matches=records.arms["merged"]["artefact_sha256"] == adapter_sha256,
         unused_adapter_keys=(),  # reading refuses every tensor that it does not use, applying every module it lacks

@@ -10,10 +10,10 @@ from sst_merge.config import RunConfig, model_settings
 from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
 from sst_merge.processes import Processes, join_processes
 from sst_merge.progress import Reporter, SilentReporter
-from sst_merge.stages.calibrate import LazyBase, calibrate
+from sst_merge.stages.calibrate import LazyBase, calibrate, statistics_folder
 from sst_merge.stages.evaluate import evaluate
 from sst_merge.stages.merge import merge
-from sst_merge.stages.plan import Plan, plan, write_plan
+from sst_merge.stages.plan import Plan, plan, requests, write_plan
 from sst_merge.stages.report import report
 
 STAGES = ("plan", "calibrate", "merge", "evaluate", "report")
@@ -38,7 +38,7 @@ def run(
         command: What the user typed, for the manifest.
         until: Last stage, one of :data:`STAGES`. Under a launcher of several processes only the first one returns; the
             others share the calibration and end.
-        replace: Throw an existing run in the same folder away.
+        replace: Throw an existing run in the same folder away; statistics that this one would measure again stay.
         load: Loads the base model; by default as the configuration says.
 
     Returns:
@@ -54,7 +54,8 @@ def run(
     with reporter.task("Reading adapters and data", 1) as advance:
         made = plan(config, root=root)
         advance(1)
-    description = write_plan(made, command=command, replace=replace) if processes.is_first else {}
+    reusable = [folder for request in requests(config) if (folder := statistics_folder(made, request))]
+    description = write_plan(made, command=command, replace=replace, reusable=reusable) if processes.is_first else {}
     processes.barrier()
     for note in made.notes:
         reporter.say(f"note: {note}")

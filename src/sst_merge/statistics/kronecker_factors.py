@@ -10,7 +10,7 @@ al. 2023, arXiv:2311.00636)::
 
 so that the left factor carries the scale of a whole answer's gradient, as in the exact structure. Tokens are those
 that the answer's likelihood depends on at this module: prompt and answer, but neither padding nor the last token nor
-any other whose gradient is exactly zero. They are summed as they come; nothing is kept per token.
+any other whose gradient is zero but for rounding. They are summed as they come; nothing is kept per token.
 """
 
 import json
@@ -45,6 +45,11 @@ BATCHES = "batches"
 """Key of the number of batches that the sums hold; no module has this name."""
 SAVING_SHARE = 0.1
 """Sums are written no more often than takes this share of the time: for a 7B model they are some 30 GB."""
+
+
+ROUNDING = 1e-5
+"""A token whose gradient has no more than this share of the norm of its sample's largest does not count: gradients that
+are zero come out at 1e-6 and less (the first token's query attends to one key), on some machines exactly zero."""
 
 
 class _Sums:
@@ -84,7 +89,8 @@ class _Sums:
         is_safety: Bool[Tensor, " batch"],
     ) -> None:
         """Add one module's tokens of one batch."""
-        reached = (left != 0).any(dim=2)  # (batch, seq)
+        norms = left.norm(dim=2)  # (batch, seq)
+        reached = ~(norms <= ROUNDING * norms.amax(dim=1, keepdim=True))  # NaN is reached, and found when written
         for data, chosen in (("safety", is_safety), ("utility", ~is_safety)):
             kept = reached & chosen[:, None]
             weight = weights[:, None].expand_as(kept)[kept][:, None]  # (tokens, 1)

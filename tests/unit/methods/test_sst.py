@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sst_merge.adapter import Updates, squared_norm
+from sst_merge.adapter import Update, Updates, squared_norm
 from sst_merge.errors import NumericalError
 from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import ModuleInputs, ModuleResult, module_generator
@@ -334,3 +334,30 @@ def test_the_untouched_directions_tie_and_are_kept_together_or_not_at_all() -> N
     keep = {k: Keep(directions=k).hard_weights(values, 1.0, 4, energies=values) for k in range(8)}
     assert [int(weights.sum()) for weights, _ in keep.values()] == [0, 1, 2, 2, 2, 2, 2, 3]
     assert [neutral for _, neutral in keep.values()] == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"strength": True}, {"damping_safety": True}, {"keep": {"directions": True}}, {"keep": {"soft": True}}]
+)
+def test_yes_is_no_number(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"Input should be a valid (number|integer)"):
+        Sst.model_validate(settings)
+    assert Sst.model_validate({"strength": 1, "keep": {"soft": 3}}).keep.soft == 3.0
+
+
+@pytest.mark.parametrize("rule", ["soft", "directions", "threshold", "energy"])
+def test_a_rule_without_a_value_is_refused(rule: str) -> None:
+    with pytest.raises(ValueError, match="give exactly one of soft, directions, threshold, energy"):
+        Keep.model_validate({rule: None})
+    with pytest.raises(ValueError, match=r"finite number|valid integer"):
+        Keep.model_validate({rule: float("inf")})
+
+
+@pytest.mark.parametrize("difference", [1e-4, 1e-6, 0.0])
+def test_adapters_that_are_nearly_alike_can_be_interpolated(difference: float) -> None:
+    utility, change = random_update((24, 16), 4, seed=0), random_update((24, 16), 4, seed=1)
+    safety = Update(utility.b + difference * change.b, utility.a)
+    method = Sst(fisher="none", patch="interpolate", span="joint", keep=Keep(soft=0))
+    inputs = ModuleInputs("a", utility, safety)
+    merged = method.merge_module(inputs, None, module_generator(0, "a")).update
+    torch.testing.assert_close(merged.dense(), safety.dense(), rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,16 @@ from sst_merge.inference import encode
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
-from sst_merge.stages.calibrate import LazyBase, calibrate, encode_rows, label_draws, statistics_folder
+from sst_merge.stages.calibrate import (
+    LazyBase,
+    calibrate,
+    distinct,
+    encode_rows,
+    label_draws,
+    statistics_folder,
+)
 from sst_merge.stages.plan import plan, write_plan
+from sst_merge.stages.run import run
 from sst_merge.statistics import KroneckerFactors, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.weights import applied
@@ -113,6 +122,46 @@ def test_of_refusals_of_harmless_prompts_only_the_first_tokens_count_and_of_othe
             )
 
 
+@pytest.mark.parametrize("fisher", ["exact", "kfac"])
+def test_the_same_tokens_twice_are_one_sample_of_their_weights(
+    inputs: Path, base: Base, tmp_path: Path, fisher: str
+) -> None:
+    """Refusals that begin alike are the same sample by their first tokens; the Fisher matrices do not change."""
+    planned = made(inputs, tmp_path / "run", {"fisher": fisher}, **harmless(tmp_path, 1))
+    rows = planned.inputs.calibration_safety
+    rows += [replace(rows[-1], answer=f"{rows[-1].answer} and more", weight=2.0)]  # begins as the one before
+    (found,) = calibrated(planned, base).found.values()
+    assert found.safety_samples == len(rows) - 1
+    assert found.weights[found.safety_samples - 1] == 3.0
+    encoded = encode_rows(base, [*rows, *planned.inputs.calibration_utility])
+    utility, safety = (read_adapter(inputs / name).updates for name in DATA)
+    with applied(base, utility, "utility"):
+        every = type(found).measure(
+            base,
+            patch_bases(safety),
+            encoded,
+            tmp_path / "every",
+            safety_samples=len(rows),
+            weights=[row.weight for row in rows] + [1.0] * len(planned.inputs.calibration_utility),
+            batch_size=3,
+        )
+    for name in utility:
+        for one, other in zip(fishers(found, name), fishers(every, name), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def fishers(found: SampleGradients | KroneckerFactors, name: str) -> list[torch.Tensor]:
+    if isinstance(found, KroneckerFactors):
+        return [factor for fisher in found.fishers(name) for factor in (fisher.left, fisher.right)]
+    rows, is_safety = found.rows(name).double(), found.is_safety()
+    return [part.T @ part for part in (rows[is_safety], rows[~is_safety])]
+
+
+def test_a_safety_and_a_utility_sample_of_the_same_tokens_stay_two(base: Base) -> None:
+    sample = encode(base, "tell me", "no")
+    assert distinct([sample, sample], [1.0, 1.0], safety_samples=1) == ([sample, sample], [1.0, 1.0], 1)
+
+
 def test_the_key_holds_point_labels_span_and_structure_and_not_the_store(inputs: Path, tmp_path: Path) -> None:
     def key(method: dict[str, Any] | None = None, seed: int = 0, **calibration: Any) -> str:
         folder = statistics_folder(made(inputs, tmp_path, method, seed, **calibration))
@@ -186,6 +235,27 @@ def test_a_shared_store_is_measured_once_for_any_number_of_runs(
         found = calibrate(other, LazyBase(no_model), SilentReporter())
         assert [folder.parent for folder in found.folders()] == [store]
         assert isinstance(next(iter(found.found.values())), KroneckerFactors if fisher == "kfac" else SampleGradients)
+
+
+def test_a_run_that_replaces_one_calibrates_only_if_what_it_depends_on_has_changed(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    def merged(price: int, batch_size: int, load: Any) -> dict[str, Any]:
+        calibration = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("safety", "utility")}
+        config = run_config(
+            inputs,
+            tmp_path / "run",
+            method={"name": "sst", "keep": {"soft": price}},
+            calibration={**calibration, "batch_size": batch_size},
+            comparisons=None,
+            evaluation=None,
+        )
+        return run(config, root=Path(), reporter=SilentReporter(), command="test", replace=True, load=load)
+
+    first, second = merged(10, 3, lambda: base), merged(1, 3, no_model)
+    assert first["total"]["safety_energy_kept"] < second["total"]["safety_energy_kept"]
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        merged(1, 2, no_model)
 
 
 def test_a_method_without_data_needs_neither_model_nor_rows(inputs: Path, tmp_path: Path) -> None:

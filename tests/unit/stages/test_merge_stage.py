@@ -8,6 +8,7 @@ import torch
 
 from sst_merge.adapter import Update
 from sst_merge.errors import AdapterError
+from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import METHODS, ModuleInputs, ModuleResult
 from sst_merge.methods.task_arithmetic import TaskArithmetic
 from sst_merge.models import Base
@@ -18,9 +19,9 @@ from tiny import random_adapter, random_statistics
 
 def test_every_module_is_merged(llama: Base) -> None:
     utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
-    merged, diagnostics = merge_updates(TaskArithmetic(), utility, safety, None, seed=0, reporter=SilentReporter())
-    assert merged.keys() == diagnostics.keys() == utility.keys()
-    for name, update in merged.items():
+    merged = merge_updates(TaskArithmetic(), utility, safety, None, seed=0, reporter=SilentReporter())
+    assert merged.updates.keys() == merged.modules.keys() == utility.keys()
+    for name, update in merged.updates.items():
         torch.testing.assert_close(update.dense(), utility[name].dense() + safety[name].dense())
 
 
@@ -44,7 +45,7 @@ def test_a_random_method_follows_the_seed_and_not_the_order_of_modules(llama: Ba
 
     def merged(seed: int, *, backwards: bool = False) -> dict[str, Update]:
         first = dict(reversed(utility.items())) if backwards else utility
-        return merge_updates(METHODS["dare"](), first, safety, None, seed=seed, reporter=SilentReporter())[0]
+        return merge_updates(METHODS["dare"](), first, safety, None, seed=seed, reporter=SilentReporter()).updates
 
     def same(one: dict[str, Update], other: dict[str, Update]) -> bool:
         return all(torch.equal(one[name].dense(), other[name].dense()) for name in one)
@@ -95,10 +96,45 @@ def test_the_number_of_threads_changes_no_bit_and_is_put_back(llama: Base, tmp_p
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    (alone, alone_told), (together, together_told) = found
+    alone, together = (each.updates for each in found)
     assert list(alone) == list(together) == sorted(utility)
     assert all(torch.equal(alone[n].b, together[n].b) and torch.equal(alone[n].a, together[n].a) for n in alone)
-    assert alone_told == together_told
+    assert found[0].modules == found[1].modules
+    assert found[0].whole == found[1].whole
+
+
+def test_in_global_scope_energies_and_spectrum_are_those_of_the_one_problem(llama: Base, tmp_path: Path) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    statistics = random_statistics(tmp_path, utility, safety)
+    method = METHODS["sst"](scope="global", keep={"soft": 4.0}, utility_weight=0.0)
+    merged = merge_updates(method, utility, safety, statistics, seed=0, reporter=SilentReporter())
+    gradients = statistics.gradients("safety", "add")
+    assert gradients is not None
+    rows, before, after = [], [], []
+    for name, update in safety.items():  # in the coordinates, module by module, then as one vector
+        basis = gradients.basis(name)
+        rows.append(gradients.rows(name).double())
+        for parts, each in ((before, update), (after, merged.updates[name])):
+            parts.append(patch_coordinates(each, basis.q, basis.side).double().flatten())
+    responses = {"": torch.cat(rows, dim=1) @ torch.cat(before), "_kept": torch.cat(rows, dim=1) @ torch.cat(after)}
+    for suffix, response in responses.items():
+        for data, chosen in (("safety", gradients.is_safety()), ("utility", ~gradients.is_safety())):
+            expected = float(response[chosen].square().sum())
+            assert merged.whole[f"{data}_energy{suffix}"] == pytest.approx(expected, rel=1e-4)
+    alone = sum(module["utility_energy_kept"] for module in merged.modules.values())
+    assert merged.whole["utility_energy_kept"] != pytest.approx(alone, rel=0.1)  # terms between modules count
+    assert len(merged.whole["spectrum"]) == len(gradients.weights)
+    assert merged.whole["neutral_directions"] == torch.cat(before).numel() - len(gradients.weights)
+
+
+def test_in_module_scope_they_are_sums_and_unions(llama: Base, tmp_path: Path) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    statistics = random_statistics(tmp_path, utility, safety)
+    merged = merge_updates(METHODS["sst"](), utility, safety, statistics, seed=0, reporter=SilentReporter())
+    kept = [module["safety_energy_kept"] for module in merged.modules.values()]
+    assert merged.whole["safety_energy_kept"] == sum(kept)
+    assert merged.whole["spectrum"] == _spectrum(merged.modules)
+    assert "neutral_value" not in merged.whole
 
 
 def test_totals_are_ratios_of_sums_and_nothing_is_kept_of_nothing() -> None:

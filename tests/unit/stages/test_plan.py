@@ -191,9 +191,36 @@ def test_rows_that_two_tasks_share_are_refused(inputs: Path) -> None:
         made(inputs, evaluation={"tasks": tasks})
 
 
+def test_prompts_that_are_used_twice_are_shown(inputs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "bad  0"}, {"prompt": "something else"}]  # the first of refusal.jsonl
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tasks = [
+        {"task": task, "data": str(data)}
+        for task, data in (("refusal", inputs / "refusal.jsonl"), ("over_refusal", file))
+    ]
+    with pytest.raises(DataError, match=r"share 1 prompt\(s\), first 'bad 0'"):
+        made(inputs, evaluation={"tasks": tasks})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"method": {"name": "ties", "strength": 0}}, "method.strength is 0: nothing of the safety adapter"),
+        ({"adapters": "same"}, "adapters.utility and adapters.safety are one and the same"),
+    ],
+)
+def test_a_merge_that_merges_nothing_is_noted(inputs: Path, changes: dict[str, Any], expected: str) -> None:
+    if changes == {"adapters": "same"}:
+        changes = {"adapters": {role: str(inputs / "safety") for role in ("utility", "safety")}}
+    assert not any(note.startswith(expected) for note in made(inputs).notes)
+    assert sum(note.startswith(expected) for note in made(inputs, **changes).notes) == 1
+
+
 def test_unknown_training_rows_are_noted(inputs: Path) -> None:
     notes = [note for note in made(inputs).notes if "does not say what it was trained on" in note]
     assert [note.split()[1] for note in notes] == ["utility", "safety"]
+    assert not [note for note in made(inputs, evaluation=None).notes if "trained on" in note]  # nothing to overlap
 
 
 def test_a_base_under_another_name_is_noted(inputs: Path, tmp_path: Path) -> None:

@@ -117,7 +117,12 @@ def test_weights_and_members_decide_the_identity_and_the_statistics(several: Pat
 
 def test_every_adapter_is_checked_and_named(several: Path, tmp_path: Path) -> None:
     own = copied(several, tmp_path / "inputs")
-    notes = [note for note in made(own, tmp_path).notes if "does not say what it was trained on" in note]
+    evaluation = {"tasks": [{"task": "refusal", "data": str(own / "refusal.jsonl")}]}
+    notes = [
+        note
+        for note in made(own, tmp_path, evaluation=evaluation).notes
+        if "does not say what it was trained on" in note
+    ]
     assert [note.removeprefix("the ").split(" adapter")[0] for note in notes] == [
         "utility 1",
         "utility 2",
@@ -126,7 +131,6 @@ def test_every_adapter_is_checked_and_named(several: Path, tmp_path: Path) -> No
     ]
     prompt = json.loads((own / "refusal.jsonl").read_text(encoding="utf-8").splitlines()[0])["prompt"]
     (own / "safety2" / "training_rows.json").write_text(json.dumps({"ids": [content_id(prompt)]}), encoding="utf-8")
-    evaluation = {"tasks": [{"task": "refusal", "data": str(own / "refusal.jsonl")}]}
     with pytest.raises(DataError, match="safety 2 adapter's training"):
         made(own, tmp_path, evaluation=evaluation)
 

@@ -1,0 +1,27 @@
+"""How the C library hands out host memory."""
+
+import ctypes
+import os
+import sys
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Parameters of ``mallopt`` (malloc.h of the GNU C library)."""
+LARGE = 2_000_000_000
+"""Bytes; the parameters are 32-bit integers."""
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory in the process for the next tensor, in place of giving it back and asking for it again.
+
+    By default the GNU C library maps every large tensor anew, and the kernel clears each page at its first use: several
+    times the work on the tensor itself, and more on virtual machines that give unused pages back to their host.
+
+    Returns:
+        Whether anything was set. Other C libraries, and settings of the user (``MALLOC_...``, ``GLIBC_TUNABLES``), are
+        left as they are.
+    """
+    is_users = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if sys.platform != "linux" or is_users:
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(name, LARGE) for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))

@@ -1,0 +1,44 @@
+"""What the terminal shows of a plan and of a report."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def plan_sentence(description: dict[str, Any]) -> str:
+    """A plan in a sentence."""
+    samples = sum(description["evaluation_samples"].values())
+    calibration = description["calibration_samples"]
+    parts = [f"{description['method']['name']} on {len(description['modules'])} modules"]
+    if description["statistics_required"]:
+        parts.append(
+            f"calibration on {calibration['safety']} + {calibration['utility']} samples "
+            f"({description['statistics_bytes'] / 1e6:.0f} MB of statistics)"
+        )
+    parts.append(f"adapter of {description['adapter_parameters'] / 1e6:.1f} M parameters")
+    if samples:
+        parts.append(f"{samples} samples to evaluate per arm")
+    return "; ".join(parts) + "."
+
+
+def rates_table(results: dict[str, Any]) -> Table:
+    """Arms by tasks: the primary measure with its 95 % interval."""
+    table = Table(title=f"{results['title']}: rates in %, 95 % intervals", title_justify="left")
+    table.add_column("arm")
+    columns = []
+    for task in results["tasks"]:
+        measure = next(measure for measure in task["measures"] if measure["primary"])
+        table.add_column(f"{task['title']}\n{measure['title']} (n = {task['n']})")
+        columns.append((task["name"], measure["name"]))
+    found = {(e["arm"], e["task"], e["measure"]): e for e in results["estimates"]}
+    for arm in results["arms"]:
+        cells = []
+        for task, measure in columns:
+            e = found[arm["name"], task, measure]
+            cells.append(
+                f"{100 * e['value']:.1f}  [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
+                if e["value"] is not None and e["low"] is not None
+                else f"- ({e['reason']})"
+            )
+        table.add_row(arm["label"], *cells)
+    return table
