@@ -12,7 +12,7 @@ cores). In each cell
 3. every trial that no other trial of its method beats on validation rows both in safety and in utility (the front) is
    scored on test rows by likelihood.
 
-Other structures of the Fisher matrices and other calibration data are tried in the cells of the seeds that ``Size``
+Other dampings, structures of the Fisher matrices and calibration data are tried in the cells of the seeds that ``Size``
 names, after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by trial:
 killed, it goes on where it was. The key is a hash of adapters, rows and versions: with others, a cell starts anew; with
 other calibration data, what depends on them does.
@@ -113,14 +113,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
     ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    "SST damping 0.1": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 0.1}, PRICES),
+    "SST damping 10": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 10}, PRICES),
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
+DAMPINGS = ("SST damping 0.1", "SST damping 10")
 FISHER_MERGING = "Fisher merging"
-MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, ANSWERS_ONLY, FISHER_MERGING))
+MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *DAMPINGS, ANSWERS_ONLY, FISHER_MERGING))
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
-GROUPS = (*EVERYWHERE, (ANSWERS_ONLY,), STRUCTURES)
+GROUPS = (*EVERYWHERE, DAMPINGS, (ANSWERS_ONLY,), STRUCTURES)
 """In the order in which they are run; Fisher merging, which needs a calibration of its own, after the main methods."""
 
 
