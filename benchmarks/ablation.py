@@ -526,7 +526,7 @@ def current_lines(cell: Cell) -> tuple[Lines, Lines] | None:
 
 
 def stored_lines(cell: Cell) -> tuple[Lines, Lines] | None:
-    """Validation and test lines that are there, whatever made them; of each variant those with its last calibration.
+    """Lines of trials that are tried now, whatever made them; of each variant those with its last calibration.
 
     Raises:
         SystemExit: If results of several keys are there.
@@ -539,8 +539,9 @@ def stored_lines(cell: Cell) -> tuple[Lines, Lines] | None:
     found = []
     for split in ("validation", "test"):
         lines = recorded(folders[0] / f"{split}.jsonl")
-        last = {line.get("variant"): line.get("calibration") for line in lines.values()}
-        found.append({key: line for key, line in lines.items() if line.get("calibration") == last[line.get("variant")]})
+        known = {key: line for key, line in lines.items() if key in {*ARMS, *(trial.key for trial in trials())}}
+        last = {line.get("variant"): line.get("calibration") for line in known.values()}
+        found.append({key: line for key, line in known.items() if line.get("calibration") == last[line.get("variant")]})
     return found[0], found[1]
 
 

@@ -8,9 +8,9 @@ that the ablation calibrates on; adapters, calibration and statistics are those 
 and refusals are told by their opening words.
 
 One line a merge goes to ``<scores>/<cell>.jsonl`` with every prompt's score and the hash of the evaluated weights; what
-is there for the same prompts is kept. Printed: the share refused of each file, and at equal refusals of the harmful
-prompts the share refused of the harmless ones, by straight lines between strengths, with 95 % intervals of a paired
-bootstrap over prompts.
+is there of the same prompts, adapters, versions and calibration data is kept. Printed: the share refused of each file,
+and at equal refusals of the harmful prompts the share refused of the harmless ones, by straight lines between
+strengths, with 95 % intervals of a paired bootstrap over prompts.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def main() -> None:
     files = {"refusal": options.harmful, "over_refusal": options.harmless}
     parts = {task: rows_of(given) for task, given in files.items()}
     rows = {task: [row for part in found for row in part] for task, found in parts.items()} | {"utility": []}
-    data = {task: rows_sha256(found) for task, found in rows.items()}
+    data = {task: rows_sha256(found) for task, found in rows.items()} | {"cell": cell.folder().name}
     base = load_base(BASE_MODEL)
     utility, safety = cell.updates()
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
@@ -121,14 +121,22 @@ def main() -> None:
             )
     file = options.scores / f"{cell.name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = {key: line for key, line in recorded(file).items() if line["data"] == data}
+    made_of = {
+        key: {**settings[key], "calibration": cell.calibration_sha256(settings[key]["variant"])} if key in along else {}
+        for key in models
+    }
+    lines = {
+        key: line
+        for key, line in recorded(file).items()
+        if key in models and line["data"] == data and line.get("calibration") == made_of[key].get("calibration")
+    }
     for key, update in models.items():
         if key not in lines:
             with applied(base, update(), key) as weights:
                 scores = scored(base, rows, {"text"})
                 lines[key] = {
                     "key": key,
-                    **settings.get(key, {}),
+                    **made_of[key],
                     "data": data,
                     "weights_sha256": weights.weights_sha256,
                     "scores": scores,

@@ -6,8 +6,8 @@ import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt`` (malloc.h of the GNU C library)."""
-LARGE = 2_000_000_000
-"""Bytes; the parameters are 32-bit integers."""
+LARGEST, LARGE = 2_000_000_000, 32 * 1024 * 1024
+"""Bytes: the parameters are 32-bit integers, and older versions of the library refuse thresholds above 32 MiB."""
 
 
 def keep_freed_memory() -> bool:
@@ -24,4 +24,7 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or is_users:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(name, LARGE) for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))
+    # A trim threshold by itself would do harm: with it the library no longer raises the other threshold by itself.
+    if mallopt is None or not (mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_THRESHOLD, LARGE)):
+        return False
+    return bool(mallopt(TRIM_THRESHOLD, LARGEST))

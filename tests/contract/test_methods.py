@@ -323,6 +323,17 @@ def test_values_out_of_bounds_and_unknown_parameters_are_refused(
 
 
 @every_kind
+def test_no_number_of_a_method_is_yes_and_every_one_may_be_a_string(kind: type[MergeMethod]) -> None:
+    """YAML reads ``1e-1`` as a string."""
+    numbers = [name for name, field in kind.model_fields.items() if field.annotation in {int, float}]
+    assert {"strength", "utility_weight"} <= set(numbers)
+    for name in numbers:
+        with pytest.raises(ValidationError, match=f"{name}\n.*Input should be a number, not yes or no"):
+            kind.model_validate({name: True})
+        assert getattr(kind.model_validate({name: "1e-1"}), name) == 0.1
+
+
+@every_kind
 def test_a_method_is_immutable_and_survives_a_round_trip_through_json(kind: type[MergeMethod]) -> None:
     method = kind(strength=0.5)
     assert kind.model_validate_json(method.model_dump_json(exclude_unset=True)) == method

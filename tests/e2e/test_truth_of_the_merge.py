@@ -90,6 +90,9 @@ def test_the_merged_adapter_names_the_base_that_the_adapters_name(inputs: Path, 
     run_tiny(own, tmp_path / "run", base, method={"name": "ties"}, comparisons=None, evaluation=None)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(inputs / "base") != str(own / "base")
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert f"base_model: {inputs / 'base'}\n" in card
+    assert f"with the base model `{own / 'base'}`" in card
 
 
 def test_every_arm_is_hashed_and_no_two_are_alike(finished: Path) -> None:

@@ -304,6 +304,34 @@ def test_directions_do_not_depend_on_how_small_the_utility_gradients_are(ratio: 
     torch.testing.assert_close(kept[1], kept[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("price", [1.0, 100.0, 1e9])
+@pytest.mark.parametrize("ratio", [1.0, 1e-4, 1e-6, 1e2])
+def test_the_undamped_soft_rule_does_not_depend_on_how_small_the_utility_gradients_are(
+    price: float, ratio: float
+) -> None:
+    """Each sample has a direction of its own: whatever the price, utility's responses go and safety's stay."""
+    rng = torch.Generator().manual_seed(0)
+    rows, is_safety = torch.randn(12, 40, dtype=torch.float64, generator=rng), torch.arange(12) < 6
+    patch = torch.randn(40, dtype=torch.float64, generator=rng)
+    scaled = torch.where(is_safety[:, None], rows, ratio * rows)
+    problem = SampleSpace(scaled @ scaled.T, scaled @ patch, is_safety, 40, float(patch @ patch))
+    found = steer_softly(problem, price=price, damping_safety=0.0).apply(scaled, patch)
+    torch.testing.assert_close(rows @ found, torch.where(is_safety, rows @ patch, 0.0), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e-2, 1e2])
+def test_the_undamped_soft_rule_agrees_with_a_dense_solve_at_any_ratio_of_the_data_sets(ratio: float) -> None:
+    rng = torch.Generator().manual_seed(1)
+    rows, is_safety = torch.randn(60, 20, dtype=torch.float64, generator=rng), torch.arange(60) < 30
+    patch = torch.randn(20, dtype=torch.float64, generator=rng)
+    scaled = torch.where(is_safety[:, None], rows, ratio * rows)
+    problem = SampleSpace(scaled @ scaled.T, scaled @ patch, is_safety, 20, float(patch @ patch))
+    found = steer_softly(problem, price=3.0 / ratio**2, damping_safety=0.0).apply(scaled, patch)
+    safety, utility = (scaled[chosen].T @ scaled[chosen] for chosen in (is_safety, ~is_safety))
+    dense = torch.linalg.solve(safety + 3.0 / ratio**2 * utility, safety @ patch)
+    torch.testing.assert_close(found, dense, rtol=1e-8, atol=1e-8)
+
+
 def test_what_only_rounding_ranks_ties_with_the_untouched_directions() -> None:
     """Without damping, what no safety sample sees has lambda 0, whether utility sees it or not."""
     rng = torch.Generator().manual_seed(1)

@@ -449,11 +449,14 @@ def test_stored_results_are_of_one_key_and_of_the_last_calibration_of_each_varia
 ) -> None:
     cell = ablation.Cell("orders", "blunt", 1, ablation.SIZES["tiny"], tmp_path)
     assert ablation.stored_lines(cell) is None
+    one, two = (trial.key for trial in ablation.trials(["SST"])[:2])
+    ties = ablation.trials(["TIES"])[0].key
     lines = [
         {"key": "base"},
-        {"key": "old", "variant": "SST", "calibration": "a"},
-        {"key": "other", "variant": "TIES", "calibration": None},
-        {"key": "new", "variant": "SST", "calibration": "b"},
+        {"key": one, "variant": "SST", "calibration": "a"},
+        {"key": ties, "variant": "TIES", "calibration": None},
+        {"key": two, "variant": "SST", "calibration": "b"},
+        {"key": "tried no longer", "variant": "SST", "calibration": "b"},
     ]
     for key in ("first", "second"):
         folder = tmp_path / cell.name / key
@@ -462,7 +465,7 @@ def test_stored_results_are_of_one_key_and_of_the_last_calibration_of_each_varia
             (folder / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
         if key == "first":
             validation, test = ablation.stored_lines(cell)
-            assert list(validation) == list(test) == ["base", "other", "new"]
+            assert list(validation) == list(test) == ["base", ties, two]
     with pytest.raises(SystemExit, match="results of 2 keys; leave one"):
         ablation.stored_lines(cell)
     assert not cell.is_trained()

@@ -225,7 +225,7 @@ def test_yes_is_no_number_in_optional_and_nested_places(tmp_path: Path) -> None:
         "lora.rank: Input should be a number, not yes or no (got True)"
     ]
     assert problems(TRAIN.replace("split: validation", "samples: true"), tmp_path) == [
-        "validation.0.samples: samples should be a number, not yes or no (got True)"
+        "validation.0.samples: Input should be a number, not yes or no (got True)"
     ]
 
 

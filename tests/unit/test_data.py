@@ -308,8 +308,8 @@ def test_an_answers_file_must_exist_hold_text_and_be_utf8(tmp_path: Path) -> Non
     ("source", "expected"),
     [
         ({"samples": 0}, "greater than or equal to 1"),
-        ({"samples": True}, "samples should be a number, not yes or no"),
-        ({"weight": True}, "weight should be a number, not yes or no"),
+        ({"samples": True}, "Input should be a number, not yes or no"),
+        ({"weight": True}, "Input should be a number, not yes or no"),
         ({"weight": float("inf")}, "finite number"),
         ({"weight": float("nan")}, "finite number"),
         ({"weight": 0}, "greater than or equal to 0.000001"),

@@ -85,6 +85,16 @@ def test_an_adapter_of_zeros_has_no_factors(llama: Base, tmp_path: Path) -> None
     assert list(load_file(tmp_path / "sums.safetensors")) == ["batches"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_token_whose_gradient_is_not_finite_is_not_taken_for_rounding(value: float) -> None:
+    left, right = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
+    left[0, 1, 2] = value
+    sums = kronecker_factors._Sums()
+    sums.add_tokens("layer", left, right, torch.ones(2), torch.tensor([True, False]))
+    assert not bool(sums.tensors["layer/safety/left"].isfinite().all())
+    assert float(sums.tensors["layer/safety/tokens"]) == float(sums.tensors["layer/utility/tokens"]) == 3.0
+
+
 def test_a_gradient_that_is_not_finite_names_a_module_and_writes_nothing(llama: Base, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.down_proj"
     weight = llama.modules[name].weight

@@ -94,6 +94,15 @@ def test_replace_keeps_the_statistics_that_the_new_run_would_measure_again_and_t
     assert opened.manifest()["config"]["seed"] == 1
 
 
+def test_replace_keeps_a_store_inside_of_the_folder_with_what_other_runs_left_there(opened: RunFolder) -> None:
+    for place in ("store/of/mine/index.json", "store/of/another/index.json", "store/notes.txt", "adapter/model"):
+        (opened.path / place).parent.mkdir(parents=True, exist_ok=True)
+        (opened.path / place).write_text(place, encoding="utf-8")
+    opened.open(changed(seed=1), command="c", replace=True, reusable=[opened.path / "store" / "of"])
+    left = sorted(str(path.relative_to(opened.path)) for path in opened.path.rglob("*") if path.is_file())
+    assert left == ["manifest.json", "store/of/another/index.json", "store/of/mine/index.json"]
+
+
 def test_a_folder_that_holds_a_plan_only_is_planned_anew(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(IDENTITY, command="first")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sst_merge.adapter import Update
 from sst_merge.linalg import PatchForm, Span
+from sst_merge.section import Number
 from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
 
 
@@ -52,9 +53,9 @@ class MergeMethod(BaseModel, ABC):
     keeps_utility_at_strength_zero: ClassVar[bool] = True
     """Whether strength 0 with utility weight 1 gives the utility adapter itself."""
 
-    utility_weight: float = Field(default=1.0, strict=True, ge=0, le=2)
+    utility_weight: Number = Field(default=1.0, ge=0, le=2)
     """Factor on the utility update, in [0, 2]; 1 leaves the utility adapter untouched."""
-    strength: float = Field(default=1.0, strict=True, ge=0, le=4)
+    strength: Number = Field(default=1.0, ge=0, le=4)
     """Factor on the safety update after the method has treated it, in [0, 4]."""
 
     def requires(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sst_merge.adapter import from_dense
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
+from sst_merge.section import Number
 
 
 class Dare(MergeMethod):
@@ -25,7 +26,7 @@ class Dare(MergeMethod):
 
     name: Literal["dare"] = "dare"
     """Name of the method."""
-    density: float = Field(default=0.5, strict=True, gt=0, le=1)
+    density: Number = Field(default=0.5, gt=0, le=1)
     """Probability that an entry is kept, in (0, 1]; the paper's 1 - p."""
 
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
@@ -36,7 +37,7 @@ class Dare(MergeMethod):
 
 
 def drop_and_rescale(
-    matrix: Float[Tensor, "d_out d_in"], density: float, rng: torch.Generator
+    matrix: Float[Tensor, "d_out d_in"], density: Number, rng: torch.Generator
 ) -> Float[Tensor, "d_out d_in"]:
     """Each entry times ``Bernoulli(density) / density``: the same expectation, fewer entries."""
     if density == 1:

@@ -2,25 +2,27 @@
 
 import torch
 from jaxtyping import Float64
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
+
+from sst_merge.section import Section
 
 ENERGY_ROUNDING = 1e-12
 """Sums of shares of energy in float64 may miss the whole by this fraction; it must not ask for one more direction."""
 
 
-class Keep(BaseModel):
+class Keep(Section):
     """Which directions of the patch are kept; exactly one rule."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
-    soft: float | None = Field(default=None, strict=True, ge=0, le=1e9)
+    soft: float | None = Field(default=None, ge=0, le=1e9)
     """Price of utility sensitivity in units of safety sensitivity: weights lambda / (lambda + price). 0 keeps all."""
-    directions: int | None = Field(default=None, strict=True, ge=0)
+    directions: int | None = Field(default=None, ge=0)
     """Keep this many directions per module (per model in global scope), those with the largest lambda."""
-    threshold: float | None = Field(default=None, strict=True, ge=0)
+    threshold: float | None = Field(default=None, ge=0)
     """Keep the directions with lambda at or above this value."""
-    energy: float | None = Field(default=None, strict=True, ge=0, le=1)
+    energy: float | None = Field(default=None, ge=0, le=1)
     """Keep as few of the directions with the largest lambda as hold this fraction of the patch's safety energy."""
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ from sst_merge.linalg import (
 )
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
 from sst_merge.methods.keep import Keep
+from sst_merge.section import Number
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
 
@@ -73,10 +74,10 @@ class Sst(MergeMethod):
     """What is steered: add (S, the safety update) or interpolate (S - U, which ends at the safety model)."""
     span: Span = "safety"
     """Where the steered patch may lie: in the span of the safety update, or in the joint span of both adapters."""
-    damping_safety: float = Field(default=2.0, strict=True, ge=0, le=1e12)
+    damping_safety: Number = Field(default=2.0, ge=0, le=1e12)
     """gamma as a fraction of tr(F_safety)/p, at least 0. Above 0 the soft rule keeps directions that neither data set
     touches; the larger, the closer the patch stays to the safety update."""
-    damping_utility: float = Field(default=0.1, strict=True, gt=0, le=1e12)
+    damping_utility: Number = Field(default=0.1, gt=0, le=1e12)
     """eps as a fraction of tr(F_utility)/p, above 0, in the denominator of lambda (hard rules and diagonal Fisher)."""
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sst_merge.adapter import from_dense
 from sst_merge.methods.base import MergeMethod, ModuleInputs, ModuleResult
+from sst_merge.section import Number
 
 
 class Ties(MergeMethod):
@@ -25,7 +26,7 @@ class Ties(MergeMethod):
 
     name: Literal["ties"] = "ties"
     """Name of the method."""
-    density: float = Field(default=0.5, strict=True, gt=0, le=1)
+    density: Number = Field(default=0.5, gt=0, le=1)
     """Fraction of the entries kept per module and adapter, by magnitude, in (0, 1]."""
 
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
@@ -42,7 +43,7 @@ class Ties(MergeMethod):
         return ModuleResult(from_dense(merged))
 
 
-def trim(matrix: Float[Tensor, "d_out d_in"], density: float) -> Float[Tensor, "d_out d_in"]:
+def trim(matrix: Float[Tensor, "d_out d_in"], density: Number) -> Float[Tensor, "d_out d_in"]:
     """Keep the ``ceil(density * size)`` entries of largest magnitude, of equal ones the first; the others become 0.
 
     Example:

@@ -122,12 +122,13 @@ def merge(made: Plan, statistics: Statistics | None, reporter: Reporter) -> dict
             merged if made.config.rank == "exact" else {n: truncated(u, made.config.rank) for n, u in merged.items()}
         )
         like = read_config(made.sources("utility")[0][0])
+        base_name = like.get("base_model_name_or_path") or made.config.base_model
         write_adapter(
             made.folder.adapter,
             written,
-            like={**like, "base_model_name_or_path": like.get("base_model_name_or_path") or made.config.base_model},
+            like={**like, "base_model_name_or_path": base_name},
             dtype=getattr(torch, made.config.adapter_dtype),
-            card=_card(made),
+            card=_card(made, base_name),
         )
         read = read_adapter(made.folder.adapter).updates
         diagnostics = {
@@ -195,20 +196,20 @@ def _written_loss(merged: Updates, written: Updates) -> float:
     return (difference / whole) ** 0.5 if whole else 0.0
 
 
-def _card(made: Plan) -> str:
+def _card(made: Plan, base_name: str) -> str:
     """Model card of the merged adapter: how it was made and how to load it."""
     method = made.config.method
     parameters = "\n".join(
         f"- {key}: {value}" for key, value in method.model_dump(mode="json", exclude_none=True).items()
     )
     return f"""---
-base_model: {made.config.base_model}
+base_model: {base_name}
 library_name: peft
 tags: [lora, merge, sst-merge]
 ---
 # Merged adapter ({method.title})
 
-Made by SST-Merge from LoRA adapters of {made.config.base_model}:
+Made by SST-Merge, with the base model `{made.config.base_model}`, from LoRA adapters of {base_name}:
 
 - utility: `{made.config.adapters.described("utility")}` (sha256 {made.identity["inputs"]["utility"][:16]})
 - safety: `{made.config.adapters.described("safety")}` (sha256 {made.identity["inputs"]["safety"][:16]})

@@ -270,7 +270,7 @@ def write_plan(made: Plan, *, command: str, replace: bool = False, reusable: Col
         made: The run.
         command: What the user typed.
         replace: Throw an existing run away.
-        reusable: Its statistics that this run would measure again; they stay.
+        reusable: Folders of its statistics that this run would measure again, or its store; they stay.
 
     Raises:
         RunFolderError: If the folder belongs to another run, or the disk is too small for what will be written.
@@ -280,7 +280,9 @@ def write_plan(made: Plan, *, command: str, replace: bool = False, reusable: Col
     store = made.config.calibration.store if made.config.calibration else None
     if not made.folder.manifest_file.is_file() or replace:
         if store is None:
-            require_free_space(made.config.output, statistics + adapter, "the statistics and the adapter")
+            there = sum(file.stat().st_size for folder in reusable for file in folder.rglob("*") if file.is_file())
+            missing = max(0, statistics - there)
+            require_free_space(made.config.output, missing + adapter, "the statistics and the adapter")
         else:
             require_free_space(made.config.output, adapter, "the adapter")
     made.folder.open(made.identity, command=command, replace=replace, reusable=reusable)

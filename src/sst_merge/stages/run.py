@@ -54,7 +54,8 @@ def run(
     with reporter.task("Reading adapters and data", 1) as advance:
         made = plan(config, root=root)
         advance(1)
-    reusable = [folder for request in requests(config) if (folder := statistics_folder(made, request))]
+    store = config.calibration.store if config.calibration else None  # others' statistics may be there
+    reusable = [store] if store else [f for request in requests(config) if (f := statistics_folder(made, request))]
     description = write_plan(made, command=command, replace=replace, reusable=reusable) if processes.is_first else {}
     processes.barrier()
     for note in made.notes:

@@ -90,7 +90,8 @@ class _Sums:
     ) -> None:
         """Add one module's tokens of one batch."""
         norms = left.norm(dim=2)  # (batch, seq)
-        reached = ~(norms <= ROUNDING * norms.amax(dim=1, keepdim=True))  # NaN is reached, and found when written
+        is_rounding = norms <= ROUNDING * norms.amax(dim=1, keepdim=True)
+        reached = ~(is_rounding & norms.isfinite().all(dim=1, keepdim=True))  # NaN and infinity are found when written
         for data, chosen in (("safety", is_safety), ("utility", ~is_safety)):
             kept = reached & chosen[:, None]
             weight = weights[:, None].expand_as(kept)[kept][:, None]  # (tokens, 1)

@@ -11,7 +11,7 @@ import torch
 from sst_merge.adapter_io import read_headers
 from sst_merge.errors import DataError
 from sst_merge.stages.calibrate import statistics_folder
-from sst_merge.stages.plan import describe, plan
+from sst_merge.stages.plan import describe, plan, write_plan
 from tiny_run import copied, run_config, write_rows
 
 
@@ -228,3 +228,19 @@ def test_a_base_under_another_name_is_noted(inputs: Path, tmp_path: Path) -> Non
     assert not any("as their base" in note for note in made(inputs).notes)
     (note,) = (note for note in made(inputs, base_model=str(own / "base")).notes if "as their base" in note)
     assert note.startswith(f"the adapters name {str(inputs / 'base')!r} as their base")
+
+
+def test_statistics_that_stay_need_no_space_again(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("sst_merge.stages.plan.require_free_space", lambda _, needed, __: asked.append(needed))
+    made = plan(run_config(inputs, tmp_path / "run"), root=Path())
+    whole = write_plan(made, command="c")["statistics_bytes"]
+    folder = statistics_folder(made)
+    assert folder is not None
+    folder.mkdir(parents=True)
+    (folder / "batch-0000.safetensors").write_bytes(bytes(whole // 2))
+    write_plan(made, command="c", replace=True, reusable=[folder])
+    assert asked[0] - asked[1] == whole // 2
+    assert (folder / "batch-0000.safetensors").is_file()
