@@ -113,7 +113,7 @@ def methods_page() -> str:
             "Strength 0 gives the utility adapter": "yes" if kind.keeps_utility_at_strength_zero else "no",
         }
         parts += [f"## {kind.title}: `{name}`", _prose(kind), _facts(facts), _fields(kind, skip=("name",))]
-    parts += ["## `keep`", f"{_prose(Keep)} Such as `keep: {{soft: 10}}`.", _fields(Keep)]
+    parts += ["## `keep`", f"{_prose(Keep)} Such as `keep: {{soft: 100}}`.", _fields(Keep)]
     return "\n\n".join(parts)
 
 
