@@ -517,13 +517,12 @@ def report(
 def prediction(line: dict[str, Any]) -> float | None:
     """Utility loss to second order, nats per calibration sample: half of squared strength times utility energy kept.
 
-    ``None`` where the method predicts none: other methods, a moved utility update, terms between modules (global
-    scope), or another patch than S.
+    ``None`` where the method predicts none: other methods, a moved utility update, or another patch than S.
     """
     settings = line["settings"]
     if "utility_energy_kept" not in line["energies"] or settings["utility_weight"] != 1:
         return None
-    if settings.get("scope") == "global" or settings.get("patch") == "interpolate":
+    if settings.get("patch") == "interpolate":
         return None
     return 0.5 * settings["strength"] ** 2 * line["energies"]["utility_energy_kept"]
 

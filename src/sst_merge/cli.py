@@ -77,11 +77,15 @@ def check(file: File, overrides: Set = None, output: Output = None) -> None:
 
     config = _load(file, overrides, output)
     fetch_model(config.base_model, _reporter())
-    if found := problems(config, root=Path()):
-        for problem in found[:-1]:
+    try:
+        made = make_plan(config, root=Path())
+        made.folder.refuse_foreign(made.identity)
+    except SSTMergeError as error:
+        *others, last = problems(config, error, root=Path())
+        for problem in others:
             typer.echo(f"{type(problem).__name__}: {problem}", err=True)
-        raise found[-1]
-    description = describe(make_plan(config, root=Path()))
+        raise last from None
+    description = describe(made)
     for note in description["notes"]:
         _reporter().say(f"note: {note}")
     typer.echo(f"{file}: no problems found. {plan_sentence(description)}")

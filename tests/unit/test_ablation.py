@@ -315,7 +315,7 @@ def test_draws_are_of_seeds_and_of_rows_within_them(told: ModuleType) -> None:
     [
         ({"utility_weight": 1.0}, 0.1),
         ({"utility_weight": 0.8}, None),
-        ({"utility_weight": 1.0, "scope": "global"}, None),
+        ({"utility_weight": 1.0, "scope": "global"}, 0.1),
         ({"utility_weight": 1.0, "patch": "interpolate"}, None),
     ],
     ids=str,
@@ -481,6 +481,9 @@ def test_the_report_in_the_documentation_is_that_of_the_scores_beside_it(ablatio
     shown = (STORED / "cpu" / "report.md").read_text(encoding="utf-8")
     assert NUMBER.sub("#", made) == NUMBER.sub("#", shown)
     for ours, theirs in zip(NUMBER.findall(made), NUMBER.findall(shown), strict=True):
+        if "." not in theirs and "e" not in theirs:
+            assert ours == theirs
+            continue
         digits = len(theirs.partition(".")[2]) if "e" not in theirs else 7
         assert float(ours) == pytest.approx(float(theirs), abs=1.01 * 10**-digits)  # rounding on other machines
 

@@ -155,17 +155,8 @@ def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
             )
 
 
-def problems(config: RunConfig, *, root: Path) -> list[SSTMergeError]:
-    """Every mistake that :func:`plan` or its run folder would refuse, as far as one does not hide another.
-
-    Empty if the run could start.
-    """
-    try:
-        made = plan(config, root=root)
-        made.folder.refuse_foreign(made.identity)
-        return []
-    except SSTMergeError as error:
-        first = error
+def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SSTMergeError]:
+    """The mistake that :func:`plan` or its run folder refused, and every other that it does not hide."""
     steps: list[Callable[[], object]] = [
         *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
         partial(architecture, config.base_model, config.revision),
