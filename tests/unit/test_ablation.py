@@ -544,3 +544,23 @@ def test_prompts_of_other_people_are_compared_at_equal_refusals(ablation: Module
     lines["SST 2"] = {**lines["SST 2"], **answered(0.8, 0.3)}
     told = "".join(other.told({key: {"key": key, **line} for key, line in lines.items()}, names))
     assert "| 95% | not reached | 93.7 |  |" in told or "| 95% | not reached | 93.8 |  |" in told
+
+
+@pytest.mark.parametrize("safety", ["balanced", "blunt"])
+def test_the_table_of_other_prompts_in_the_documentation_is_that_of_the_scores(
+    ablation: ModuleType, safety: str
+) -> None:
+    other = importlib.import_module("other_prompts")
+    lines = ablation.recorded(STORED.parent / "other_prompts" / "kinship" / safety / "0.jsonl")
+    page = (STORED.parent / "ablation-smollm2.md").read_text(encoding="utf-8")
+    parts = {"refusal": (41, 100, 200), "over_refusal": (50, 150, 250)}
+    told = "".join(other.told(lines, {task: [(str(n), n) for n in counts] for task, counts in parts.items()}))
+    table, _, equal = told.partition("\n\n")
+    made = [line.removeprefix("| ") for line in table.splitlines()[2:]]
+    assert [line.partition(" | ")[0] for line in made[:4]] == ["base", "utility", "safety", "SST 0.3"]
+    for line in made[2:]:
+        name, _, values = line.partition(" | ")
+        shown = "safety adapter alone" if name == "safety" else name
+        assert f"| {safety}: {shown} | {values}\n" in page
+    sixty = next(line for line in equal.splitlines() if line.startswith("| 60%"))
+    assert all(rate in page for rate in sixty.split(" | ")[1:3])
