@@ -124,7 +124,7 @@ FISHER_MERGING = "Fisher merging"
 MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *DAMPINGS, ANSWERS_ONLY, FISHER_MERGING))
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
 GROUPS = (MAIN, DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
-"""In the order in which they are run; after the main methods and what reads their statistics, what is calibrated anew."""
+"""In the order in which they are run: first what reads the same statistics, then what is calibrated anew."""
 
 
 @dataclass(frozen=True)
