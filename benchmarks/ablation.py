@@ -121,7 +121,7 @@ S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
 DAMPINGS = ("SST damping 0.1", "SST damping 10")
 FISHER_MERGING = "Fisher merging"
-MAIN = tuple(name for name in VARIANTS if name not in (*STRUCTURES, *DAMPINGS, ANSWERS_ONLY, FISHER_MERGING))
+MAIN = ("SST", "task arithmetic", "TIES", "DARE")
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
 GROUPS = (MAIN, DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
 """In the order in which they are run: first what reads the same statistics, then what is calibrated anew."""

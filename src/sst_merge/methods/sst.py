@@ -110,7 +110,7 @@ class Sst(MergeMethod):
                 total = problem if total is None else total + problem
         if total is None:
             return None
-        combination, diagnostics = self._solve(total)
+        combination, diagnostics = self._solve(total, "the network")
         return GlobalState(combination, {**diagnostics, **combination.energies(total)})
 
     def whole(self, state: GlobalState | None) -> dict[str, Any]:
@@ -147,12 +147,16 @@ class Sst(MergeMethod):
         problem, rows = _sample_space(inputs, patch)
         if self.scope == "global" and state is None:
             raise StatisticsError("scope global: prepare has not seen the modules, so there is no common solution.")
-        combination, diagnostics = (state.combination, {}) if state is not None else self._solve(problem)
+        combination, diagnostics = (
+            (state.combination, {}) if state is not None else self._solve(problem, _module(inputs))
+        )
         steered = combination.apply(rows, patch.coordinates.flatten())
         return steered.view_as(patch.coordinates), {**diagnostics, **combination.energies(problem)}
 
-    def _solve(self, problem: SampleSpace) -> tuple[Combination, dict[str, Any]]:
+    def _solve(self, problem: SampleSpace, where: str) -> tuple[Combination, dict[str, Any]]:
         """The combination that the keep rule asks for, and the spectrum."""
+        traces = problem.gram.diagonal()
+        _check_touched(where, traces[problem.is_safety].sum(), traces[~problem.is_safety].sum())
         if self.keep.soft is not None:
             combination = steer_softly(problem, price=self.keep.soft, damping_safety=self.damping_safety)
             return combination, _told(spectrum(problem, **self._damping()))
@@ -180,6 +184,7 @@ class Sst(MergeMethod):
         if inputs.factors is None:
             raise _missing("kronecker_factors", inputs.name)
         safety, utility = inputs.factors.fishers(inputs.name)
+        _check_touched(_module(inputs), *(each.left.trace() * each.right.trace() for each in (safety, utility)))
         before, damped = patch.coordinates, safety.damped(self.damping_safety)
         directions = kronecker_eigendirections(damped, utility.damped(self.damping_utility), before)
         diagnostics: dict[str, Any] = {
@@ -213,13 +218,9 @@ class Sst(MergeMethod):
             rows, is_safety = _rows(inputs)
             squares = rows.double().square()  # (samples, p)
             safety, utility = squares[is_safety].sum(dim=0), squares[~is_safety].sum(dim=0)
+            _check_touched(_module(inputs), safety.sum(), utility.sum())
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
-        if eps == 0 and self.fisher == "diagonal":
-            raise NumericalError(
-                f"the utility Fisher of module '{inputs.name}' is zero, so every direction would be free. Calibrate on "
-                "utility samples whose gradient is not zero."
-            )
         values = (safety + gamma) / (utility + eps).clamp(min=TINY)
         if self.keep.soft == 0:
             weights = torch.ones_like(values)
@@ -321,6 +322,27 @@ def _sample_space(inputs: ModuleInputs, patch: _Patch) -> tuple[SampleSpace, Flo
     """The eigenproblem of one module in sample space, and its rows."""
     rows, is_safety = _rows(inputs)
     return SampleSpace.of(rows, is_safety, patch.coordinates.flatten()), rows
+
+
+def _module(inputs: ModuleInputs) -> str:
+    return f"module '{inputs.name}'"
+
+
+def _check_touched(where: str, safety: Tensor, utility: Tensor) -> None:
+    """Refuse a Fisher matrix of trace 0: dropping all of a patch, or keeping all of it, is no choice of the data's.
+
+    Raises:
+        NumericalError: Naming the data set and the module.
+    """
+    for data, trace, effect in (
+        ("safety", safety, "nothing of the safety update would be kept"),
+        ("utility", utility, "every direction would be free"),
+    ):
+        if float(trace) == 0:
+            raise NumericalError(
+                f"the {data} Fisher of {where} is zero, so {effect}. Calibrate on {data} samples whose gradient is not "
+                "zero there."
+            )
 
 
 def _norms(before: Tensor, after: Tensor) -> dict[str, Any]:

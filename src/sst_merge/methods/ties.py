@@ -43,7 +43,7 @@ class Ties(MergeMethod):
         return ModuleResult(from_dense(merged))
 
 
-def trim(matrix: Float[Tensor, "d_out d_in"], density: Number) -> Float[Tensor, "d_out d_in"]:
+def trim(matrix: Float[Tensor, "d_out d_in"], density: float) -> Float[Tensor, "d_out d_in"]:
     """Keep the ``ceil(density * size)`` entries of largest magnitude, of equal ones the first; the others become 0.
 
     Example:

@@ -290,12 +290,21 @@ def test_samples_that_are_nearly_alike_in_both_data_sets_give_the_dense_solution
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_utility_data_without_gradient_is_an_error_and_not_a_patch(tmp_path: Path) -> None:
-    rows = {name: torch.cat([torch.ones(3, p), torch.zeros(3, p)]) for name, p in COORDINATES.items()}
+@pytest.mark.parametrize(("data", "ones"), [("utility", slice(0, 3)), ("safety", slice(3, 6))])
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [({}, "module 'a'"), ({"fisher": "diagonal"}, "module 'a'"), ({"scope": "global"}, "the network")],
+    ids=str,
+)
+def test_data_without_gradient_are_an_error_and_not_a_patch(
+    tmp_path: Path, data: str, ones: slice, settings: dict[str, Any], where: str
+) -> None:
+    rows = {name: torch.zeros(6, p) for name, p in COORDINATES.items()}
+    for values in rows.values():
+        values[ones] = 1.0
     gradients = gradients_from_rows(tmp_path, SAFETY, rows, safety_samples=3)
-    for fisher in ("exact", "diagonal"):
-        with pytest.raises(NumericalError, match="utility Fisher"):
-            merge(Sst(fisher=fisher), gradients)
+    with pytest.raises(NumericalError, match=f"the {data} Fisher of {where} is zero"):
+        merge(Sst.model_validate(settings), gradients)
 
 
 def test_a_module_whose_patch_is_zero_keeps_its_utility_update_beside_others(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sst_merge.adapter import Updates
-from sst_merge.errors import StatisticsError
+from sst_merge.errors import NumericalError, StatisticsError
+from sst_merge.kronecker import KroneckerFisher
 from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import ModuleResult, module_generator
 from sst_merge.methods.sst import Keep, Sst
-from sst_merge.statistics import Request, Statistics
+from sst_merge.statistics import KroneckerFactors, Request, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
 from tiny import random_gradients, random_statistics, random_update
@@ -160,6 +161,22 @@ def test_a_hard_rule_is_idempotent(structure: str, span: str, statistics: Statis
     twice = dense(merge(method, statistics, safety=once))
     torch.testing.assert_close(twice, {name: update.dense() for name, update in once.items()}, **FLOAT32)
     assert not torch.allclose(once["a"].dense(), SAFETY["a"].dense(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("place", "data"), [(0, "safety"), (1, "utility")])
+def test_kronecker_factors_without_gradient_are_an_error_and_not_a_patch(
+    place: int, data: str, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = KroneckerFactors.fishers
+
+    def without(self: KroneckerFactors, name: str) -> tuple[KroneckerFisher, ...]:
+        found = list(whole(self, name))
+        found[place] = KroneckerFisher(0 * found[place].left, 0 * found[place].right)
+        return tuple(found)
+
+    monkeypatch.setattr(KroneckerFactors, "fishers", without)
+    with pytest.raises(NumericalError, match=f"the {data} Fisher of module 'a' is zero"):
+        merge(Sst(fisher="kfac"), statistics)
 
 
 @every_patch
