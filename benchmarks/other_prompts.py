@@ -15,6 +15,7 @@ strengths, with 95 % intervals of a paired bootstrap over prompts.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from sst_merge.weights import applied
 
 METHODS = (OURS, "task arithmetic")
 TARGETS = (0.6, 0.8, 0.95)
+BEYOND = (2.5, 3.0)
+"""Strengths beside those of the ablation, whose highest, 2, need not be enough for prompts unlike the calibration's."""
 Lines = dict[str, dict[str, Any]]
 
 
@@ -43,12 +46,13 @@ def rows_of(files: Sequence[str]) -> list[list[Row]]:
 def at_equal_refusals(lines: Lines, method: str, target: float, draws: dict[str, np.ndarray]) -> Matched:
     """Over-refusals where a method's path first refuses this share of the harmful prompts."""
 
-    def mean(task: str, line: dict[str, Any]) -> np.ndarray:
+    def mean(task: str, cells: Sequence[dict[str, Any]]) -> np.ndarray:
         if task not in draws:  # no task is measured on these prompts
             return np.zeros(1 + DRAWS)
+        (line,) = cells
         return np.array(line["scores"][task])[draws[task]].mean(axis=1)
 
-    return matched([lines[key] for key in ("utility", *path_keys(lines, method))], target, mean)
+    return matched([[lines[key]] for key in ("utility", *path_keys(lines, method))], target, mean)
 
 
 def told(lines: Lines, names: dict[str, list[tuple[str, int]]]) -> Iterator[str]:
@@ -109,6 +113,10 @@ def main() -> None:
     utility, safety = cell.updates()
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
     wanted = [trial for trial in trials(METHODS) if trial.settings["utility_weight"] == 1]
+    strongest = [trial for trial in wanted if trial.settings["strength"] == 2]
+    wanted += [
+        replace(trial, settings={**trial.settings, "strength": strength}) for trial in strongest for strength in BEYOND
+    ]
     settings = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in wanted}
     along = {key for method in METHODS for key in path_keys(settings, method)}
     statistics = cell.statistics(base, cell.folder() / "statistics", (OURS,))
