@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sst_merge.errors import RunFolderError
 from sst_merge.wheels import replace_file
 
@@ -37,6 +39,7 @@ class RunFolder:
 
     path: Path
 
+    lock_file = property(lambda self: self.path / ".lock")
     manifest_file = property(lambda self: self.path / "manifest.json")
     plan_file = property(lambda self: self.path / "plan.json")
     statistics = property(lambda self: self.path / "statistics")
@@ -71,6 +74,29 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is no run folder: it has no manifest.json. Run: sst-merge run FILE")
         return json.loads(self.manifest_file.read_text(encoding="utf-8"))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder if need be, and keep other runs out until this one has ended, be it killed.
+
+        Raises:
+            RunFolderError: If another run works in it, or it holds something that is no run, or cannot be written.
+        """
+        self._refuse_what_is_no_run()
+        lock = FileLock(self.lock_file, timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(
+                f"output: another run is working in {self.path}. Wait until it has ended, or choose another folder."
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def open(
         self, identity: dict[str, Any], *, command: str, replace: bool = False, reusable: Collection[Path] = ()
     ) -> None:
@@ -88,7 +114,7 @@ class RunFolder:
         self._refuse_what_is_no_run()
         identity = {**identity, "versions": versions()}
         if replace and self.manifest_file.is_file():
-            self._remove_all_but({self.manifest_file, self.looks_file, *reusable})
+            self._remove_all_but({self.lock_file, self.manifest_file, self.looks_file, *reusable})
         elif self.manifest_file.is_file() and self._holds_results():
             self.check(identity)
             return
@@ -106,9 +132,13 @@ class RunFolder:
         try:
             self.write_json(self.manifest_file, manifest)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            raise RunFolderError(f"output: {self.path} cannot be written ({error.strerror}).") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> Exception:
+        """What to raise; a full disk is the machine's fault, and told as such."""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return error
+        return RunFolderError(f"output: {self.path} cannot be written ({error.strerror}).")
 
     def _remove_all_but(self, kept: Collection[Path]) -> None:
         """Empty the folder. The manifest is to stay until there is a new one: without it this is no run's folder.
@@ -141,7 +171,7 @@ class RunFolder:
     def _refuse_what_is_no_run(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"output: {self.path} is a file, not a folder.")
-        unfinished = f".{self.manifest_file.name}-"  # a killed run's first file
+        unfinished = (self.lock_file.name, f".{self.manifest_file.name}-")  # a killed run's first files
         if (
             self.path.exists()
             and not self.manifest_file.is_file()

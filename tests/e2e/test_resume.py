@@ -18,6 +18,7 @@ from sst_merge import adapter_io, cli, run_folder
 from sst_merge.errors import AdapterError, RunFolderError
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
+from sst_merge.run_folder import RunFolder
 from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.stages import report as report_stage
 from sst_merge.stages import run as run_stage
@@ -156,6 +157,13 @@ def test_a_second_run_loads_no_model_and_changes_no_number(
     run_stage.run(config, root=Path(), reporter=SilentReporter(), command="again")
     assert (numbers(tmp_path / "run"), artefacts(tmp_path / "run")) == before
     assert {str(file): file.stat().st_mtime_ns for file in (tmp_path / "run" / "scores").rglob("*.*")} == times
+
+
+def test_a_run_is_refused_while_another_works_in_its_folder(inputs: Path, base: Base, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").held(), pytest.raises(RunFolderError, match="another run is working in"):
+        run_tiny(inputs, tmp_path / "run", base, until="plan")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
+    run_tiny(inputs, tmp_path / "run", base, until="plan")
 
 
 class FullDisk:

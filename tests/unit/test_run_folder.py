@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,44 @@ def test_a_file_in_place_of_the_folder_or_above_it_is_refused(tmp_path: Path) ->
         RunFolder(tmp_path / "file").open(IDENTITY, command="c")
     with pytest.raises(RunFolderError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "run").open(IDENTITY, command="c")
+
+
+def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.held():
+        folder.open(IDENTITY, command="c")
+        with pytest.raises(RunFolderError, match=r"output: another run is working in .*run. Wait until"):
+            folder.held().__enter__()
+    with folder.held():
+        folder.open(changed(seed=1), command="c", replace=True)
+        with pytest.raises(RunFolderError, match="another run is working in"):
+            folder.held().__enter__()  # --replace has not removed what keeps others out
+
+
+def test_a_killed_run_frees_the_folder_and_an_unfinished_one_is_taken(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from sst_merge.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).held(): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with RunFolder(tmp_path / "run").held():
+        RunFolder(tmp_path / "run").open(IDENTITY, command="c")
+
+
+def test_a_folder_that_cannot_be_held_is_told_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for folder, message in ((tmp_path, "holds other files"), (tmp_path / "file" / "run", "cannot be written")):
+        with pytest.raises(RunFolderError, match=message):
+            RunFolder(folder).held().__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"):
+        RunFolder(tmp_path / "run").held().__enter__()
 
 
 def test_a_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:

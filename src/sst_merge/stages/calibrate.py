@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -129,17 +130,18 @@ def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Repor
     if made.config.calibration is None or made.config.calibration.store is None or not processes.is_first:
         yield
         return
-    import fcntl
-
     require_free_space(folder, describe(made)["statistics_bytes"], "the statistics")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reporter.say(f"note: another run is measuring {folder}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        reporter.say(f"note: another run is measuring {folder}; waiting for it")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: Reporter, processes: Processes) -> None:

@@ -254,6 +254,29 @@ def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
     return total
 
 
+def require_room(made: Plan, *, replace: bool = False, reusable: Collection[Path] = ()) -> None:
+    """Refuse a new run that the disk is too small for, before anything of it is there.
+
+    Args:
+        made: The run.
+        replace: Whether a run in the same folder is thrown away.
+        reusable: Folders of its statistics that this run would measure again, or its store.
+
+    Raises:
+        RunFolderError: If the disk is too small.
+    """
+    if made.folder.manifest_file.is_file() and not replace:
+        return
+    description = describe(made)
+    statistics, adapter = description["statistics_bytes"], 4 * description["adapter_parameters"] + 50_000_000
+    if made.config.calibration and made.config.calibration.store:
+        require_free_space(made.config.output, adapter, "the adapter")
+    else:
+        there = sum(file.stat().st_size for folder in reusable for file in folder.rglob("*") if file.is_file())
+        missing = max(0, statistics - there)
+        require_free_space(made.config.output, missing + adapter, "the statistics and the adapter")
+
+
 def write_plan(made: Plan, *, command: str, replace: bool = False, reusable: Collection[Path] = ()) -> dict[str, Any]:
     """Open the run folder and write ``plan.json``.
 
@@ -264,18 +287,9 @@ def write_plan(made: Plan, *, command: str, replace: bool = False, reusable: Col
         reusable: Folders of its statistics that this run would measure again, or its store; they stay.
 
     Raises:
-        RunFolderError: If the folder belongs to another run, or the disk is too small for what will be written.
+        RunFolderError: If the folder belongs to another run.
     """
     description = describe(made)
-    statistics, adapter = description["statistics_bytes"], 4 * description["adapter_parameters"] + 50_000_000
-    store = made.config.calibration.store if made.config.calibration else None
-    if not made.folder.manifest_file.is_file() or replace:
-        if store is None:
-            there = sum(file.stat().st_size for folder in reusable for file in folder.rglob("*") if file.is_file())
-            missing = max(0, statistics - there)
-            require_free_space(made.config.output, missing + adapter, "the statistics and the adapter")
-        else:
-            require_free_space(made.config.output, adapter, "the adapter")
     made.folder.open(made.identity, command=command, replace=replace, reusable=reusable)
     made.folder.write_json(made.folder.plan_file, description)
     return description

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sst_merge.progress import Reporter, SilentReporter
 from sst_merge.stages.calibrate import LazyBase, calibrate, statistics_folder
 from sst_merge.stages.evaluate import evaluate
 from sst_merge.stages.merge import merge
-from sst_merge.stages.plan import Plan, plan, requests, write_plan
+from sst_merge.stages.plan import Plan, plan, requests, require_room, write_plan
 from sst_merge.stages.report import report
 
 STAGES = ("plan", "calibrate", "merge", "evaluate", "report")
@@ -56,25 +57,30 @@ def run(
         advance(1)
     store = config.calibration.store if config.calibration else None  # others' statistics may be there
     reusable = [store] if store else [f for request in requests(config) if (f := statistics_folder(made, request))]
-    description = write_plan(made, command=command, replace=replace, reusable=reusable) if processes.is_first else {}
-    processes.barrier()
-    for note in made.notes:
-        reporter.say(f"note: {note}")
-    if until == "plan":
+    if processes.is_first:
+        require_room(made, replace=replace, reusable=reusable)
+    with made.folder.held() if processes.is_first else nullcontext():
+        description = (
+            write_plan(made, command=command, replace=replace, reusable=reusable) if processes.is_first else {}
+        )
+        processes.barrier()
+        for note in made.notes:
+            reporter.say(f"note: {note}")
+        if until == "plan":
+            _go_on_alone(processes)
+            return description
+        base = _lazy(made, reporter, load, processes)
+        statistics = calibrate(made, base, reporter, processes)
         _go_on_alone(processes)
-        return description
-    base = _lazy(made, reporter, load, processes)
-    statistics = calibrate(made, base, reporter, processes)
-    _go_on_alone(processes)
-    if until == "calibrate":
-        return {"statistics": next((str(folder) for folder in statistics.folders()), None)}
-    diagnostics = merge(made, statistics, reporter)
-    if until == "merge" or config.evaluation is None:
-        return diagnostics
-    evaluate(made, base, statistics, reporter)
-    if until == "evaluate":
-        return {"scores": str(made.folder.scores)}
-    return report(made)
+        if until == "calibrate":
+            return {"statistics": next((str(folder) for folder in statistics.folders()), None)}
+        diagnostics = merge(made, statistics, reporter)
+        if until == "merge" or config.evaluation is None:
+            return diagnostics
+        evaluate(made, base, statistics, reporter)
+        if until == "evaluate":
+            return {"scores": str(made.folder.scores)}
+        return report(made)
 
 
 def _go_on_alone(processes: Processes) -> None:

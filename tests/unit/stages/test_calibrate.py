@@ -1,6 +1,5 @@
 """What is measured where: point of linearisation, labels, coordinates, and whose statistics are shared."""
 
-import fcntl
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
@@ -275,15 +275,14 @@ def test_a_run_waits_for_another_that_measures_the_same_statistic_in_the_store(
     assert folder is not None
     folder.parent.mkdir()
     told: list[str] = []
-    with folder.with_suffix(".lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with FileLock(folder.with_suffix(".lock")) as other:
 
         class Other(SilentReporter):
             """The other run, which ends once this one waits for it."""
 
             def say(self, text: str) -> None:
                 told.append(text)
-                fcntl.flock(other, fcntl.LOCK_UN)
+                other.release()
 
         calibrate(planned, LazyBase(lambda: base), Other())
     assert told == [f"note: another run is measuring {folder}; waiting for it"]
