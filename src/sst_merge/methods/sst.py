@@ -67,7 +67,8 @@ class Sst(MergeMethod):
     """Structure of the Fisher matrices: exact (sample space), kfac (Kronecker factors), diagonal (elementwise), or
     none (a heuristic without data: squared entries of the updates)."""
     scope: Literal["module", "global"] = "module"
-    """One eigenproblem per module, or one for the whole network (exact Fisher only)."""
+    """One eigenproblem per module, or one for the whole network (exact Fisher only; with calibration.harmless it lost
+    refusals and task where it was tried)."""
     keep: Keep = Keep(soft=100.0)
     """Rule that chooses directions: {soft: price}, {directions: number}, {threshold: lambda} or {energy: share}."""
     patch: PatchForm = "add"
