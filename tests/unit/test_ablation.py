@@ -518,6 +518,16 @@ def test_a_cell_counts_only_when_every_measure_of_its_methods_is_there(
     assert not is_counted()
 
 
+def test_every_interval_on_the_page_is_in_the_report_of_the_scores() -> None:
+    page = (STORED.parent / "ablation-smollm2.md").read_text(encoding="utf-8").replace("\u2212", "-")
+    report = (STORED / "cpu" / "report.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in page.split("\n## ")[1:]}
+    del sections["On prompts of other people"]  # other scores, tested below
+    shown = [found for part in sections.values() for found in re.findall(r"\[[-+][\d.]+, [-+][\d.]+\]", part)]
+    assert len(shown) > 20
+    assert [interval for interval in shown if interval not in report] == []
+
+
 def test_prompts_of_other_people_are_compared_at_equal_refusals(ablation: ModuleType) -> None:
     other = importlib.import_module("other_prompts")
 
