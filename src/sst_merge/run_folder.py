@@ -95,6 +95,8 @@ class RunFolder:
         try:
             yield
         finally:
+            if os.name == "posix":  # elsewhere a held file cannot be removed, and release() does it
+                self.lock_file.unlink(missing_ok=True)  # who waits for the removed file sees that and makes a new one
             lock.release()
 
     def open(

@@ -290,7 +290,7 @@ def test_a_mistake_that_shows_after_planning_can_be_mended_without_replace(
     ended = sst("run", file)
     assert (ended.code, ended.out) == (1, "")
     assert "has no chat template" in ended.err
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock", "manifest.json", "plan.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"manifest.json", "plan.json"}
     (own / "base" / "chat_template.jinja").write_text(template, encoding="utf-8")
     assert sst("run", file).code == 0
 

@@ -127,7 +127,7 @@ def test_stages_follow_each_other_and_each_leaves_its_files(sst: Command, inputs
     file, output = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run"), tmp_path / "run"
 
     def present() -> set[str]:
-        return {path.name for path in output.iterdir()} - {".lock"}
+        return {path.name for path in output.iterdir()}
 
     ended = sst("plan", file)
     assert (ended.code, ended.out.startswith(f"{output}: sst on 14 modules")) == (0, True)
@@ -209,7 +209,7 @@ def test_a_bug_keeps_its_traceback(
     monkeypatch.setattr(sys, "argv", ["sst-merge", "run", str(file)])
     with pytest.raises(KeyError, match="input_ids"):
         cli.main()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "manifest.json", "plan.json", "statistics"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json", "plan.json", "statistics"}
 
 
 def test_a_run_without_evaluation_ends_with_the_adapter_and_says_so(sst: Command, inputs: Path, tmp_path: Path) -> None:

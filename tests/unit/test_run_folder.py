@@ -146,6 +146,7 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
         folder.open(changed(seed=1), command="c", replace=True)
         with pytest.raises(RunFolderError, match="another run is working in"):
             folder.held().__enter__()  # --replace has not removed what keeps others out
+    assert [path.name for path in folder.path.iterdir()] == ["manifest.json"]
 
 
 def test_a_killed_run_frees_the_folder_and_an_unfinished_one_is_taken(tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ def test_a_killed_run_frees_the_folder_and_an_unfinished_one_is_taken(tmp_path: 
     )
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=False)
     assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     with RunFolder(tmp_path / "run").held():
         RunFolder(tmp_path / "run").open(IDENTITY, command="c")
 
