@@ -10,7 +10,7 @@ and refusals are told by their opening words.
 One line a merge goes to ``<scores>/<cell>.jsonl`` with every prompt's score and the hash of the evaluated weights; what
 is there of the same prompts, adapters, versions and calibration data is kept. Printed: the share refused of each file,
 and at equal refusals of the harmful prompts the share refused of the harmless ones, by straight lines between
-strengths, with 95 % intervals of a paired bootstrap over prompts.
+strengths, with 95 % intervals of a paired bootstrap over prompts ("in 77%": only so many of its draws reach it).
 """
 
 import argparse
@@ -85,7 +85,13 @@ def told(lines: Lines, names: dict[str, list[tuple[str, int]]]) -> Iterator[str]
     yield " | difference, points |\n|---|---|---|---|\n"
     for target in TARGETS:
         found = [at_equal_refusals(lines, method, target, draws) for method in METHODS]
-        cells = [f"{100 * each.rates['over_refusal'][0]:.1f}" if each.is_known else "not reached" for each in found]
+        cells = [
+            f"{100 * each.rates['over_refusal'][0]:.1f}"
+            + ("" if each.is_known else f" in {each.is_reached.mean():.0%}")
+            if each.is_reached[0]
+            else "not reached"
+            for each in found
+        ]
         ours, theirs = (each.rates["over_refusal"] for each in found)
         is_known = all(each.is_known for each in found)
         yield f"| {target:.0%} | " + " | ".join(cells) + f" | {interval(ours - theirs, 100, 1) if is_known else ''} |\n"
