@@ -104,8 +104,9 @@ def load_base(
             with bitsandbytes; otherwise a torch dtype name.
 
     Raises:
-        ModelError: If it cannot be loaded from safetensors without running foreign code, has no chat template, does not
-            fit, or is quantised already and ``dtype`` does not say so.
+        ModelError: If it cannot be loaded from safetensors without running foreign code, its tensors are not those of
+            its configuration, it has no chat template, does not fit, or is quantised already and ``dtype`` does not
+            say so.
     """
     where, precision = placement(device, dtype)
     is_stored_quantised = getattr(_config(reference, revision), "quantization_config", None) is not None
@@ -114,15 +115,18 @@ def load_base(
         _check_converted(Path(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _check_complete names the tensors; transformers' error does not
             **_loading(where, precision, is_stored_quantised=is_stored_quantised),
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
+    _check_complete(reference, found)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")
     for module in model.modules():
@@ -143,6 +147,22 @@ def load_base(
             f"Set dtype: {base.precision}, so that reports say so."
         )
     return base
+
+
+def _check_complete(reference: str, found: Mapping[str, Any]) -> None:
+    """Refuse weights that are not the configuration's: transformers draws a missing tensor at random.
+
+    Raises:
+        ModelError: Naming the tensors.
+    """
+    misshapen = [f"{name} is {tuple(stored)}, not {tuple(own)}" for name, stored, own in found["mismatched_keys"]]
+    problems = {"missing": found["missing_keys"], "unknown": found["unexpected_keys"], "of another shape": misshapen}
+    listed = "; ".join(f"{len(names)} {what}: {min(names)}" for what, names in problems.items() if names)
+    if listed:
+        raise ModelError(
+            f"base_model: the tensors of {reference!r} are not those of its config.json ({listed}). "
+            "Load and save it with transformers, or fetch it again."
+        )
 
 
 def _loading(where: str, precision: str, *, is_stored_quantised: bool) -> dict[str, Any]:
@@ -279,6 +299,10 @@ def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> 
     return target
 
 
+# Configuration, weights, chat template and every form of tokenizer: merges.txt, vocab.txt, tokenizer.model, *.tiktoken
+IDENTITY_SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
+
+
 def model_identity(reference: str, revision: str | None = None) -> str:
     """What a model's weights are: the pinned hash, a hash over a local folder's files, or the hub's commit.
 
@@ -290,9 +314,7 @@ def model_identity(reference: str, revision: str | None = None) -> str:
         return f"{member.package}=={member.version} sha256:{member.sha256}"
     folder = Path(reference)
     if folder.is_dir():
-        files = sorted(
-            path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".jinja", ".model"}
-        )
+        files = sorted(path for path in folder.iterdir() if path.suffix in IDENTITY_SUFFIXES)
         digest = hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode())
         return f"folder sha256:{digest.hexdigest()}"
     commit = getattr(_config(reference, revision), "_commit_hash", None)

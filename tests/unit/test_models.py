@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sst_merge import inference
@@ -19,7 +20,7 @@ from sst_merge.inference import (
     prefix_log_likelihoods,
     read_prompts,
 )
-from sst_merge.models import Base, load_base, prepare_base
+from sst_merge.models import Base, load_base, model_identity, prepare_base
 from sst_merge.weights import applied, check_modules, weights_sha256
 from tiny import (
     BOS,
@@ -186,6 +187,30 @@ def test_a_folder_loads_to_the_same_weights_and_a_missing_one_is_named(tmp_path:
         load_base(str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="unknown model 'pypi:unheard-of'"):
         load_base("pypi:unheard-of")
+
+
+def test_a_base_is_never_completed_by_random_numbers(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base", "llama", seed=3)
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    norm, projection = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
+    without = {name: tensor for name, tensor in whole.items() if name != projection}
+    for tensors, told in (
+        (without, f"1 missing: {projection}"),
+        (whole | {"model.surplus": torch.zeros(2)}, "1 unknown: model.surplus"),
+        (whole | {norm: torch.zeros(3)}, rf"1 of another shape: {norm} is \(3,\), not \(\d+,\)"),
+    ):
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=told):
+            load_base(str(folder), device="cpu")
+
+
+def test_the_identity_of_a_folder_depends_on_its_tokenizer(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base", "llama", seed=3)
+    (folder / "merges.txt").write_text("a b\n", encoding="utf-8")
+    before = model_identity(str(folder))
+    (folder / "merges.txt").write_text("b a\n", encoding="utf-8")
+    assert model_identity(str(folder)) != before
 
 
 # Prompts
