@@ -25,7 +25,6 @@ Scores = Sequence[float | int] | np.ndarray
 Clusters = Sequence[Hashable]
 
 FEW_CLUSTERS = 10  # fewer: t with G-1 degrees of freedom is a poor guide, so warn
-MINIMUM_CLUSTERS = 6  # fewer: the sign-flip test cannot reach .05, as 2 / 2**5 = .0625
 POWER = 0.80  # of the minimum detectable difference
 
 
@@ -76,7 +75,8 @@ class Difference:
         p: Two-sided p-value of the test that decides, in [0, 1]; ``None`` if undefined.
         p_mcnemar_midp: McNemar mid-p, whatever decides; ``None`` for continuous scores.
         p_mcnemar_exact: Exact conditional McNemar; ``None`` for continuous scores.
-        mde80: Difference that this test detects with 80 % power, same unit.
+        mde80: Difference that this test detects with 80 % power, same unit; ``None`` without an interval, and where
+            binary scores would have to differ by more than 1.
         variance: Squared standard error behind ``ci``, never 0; ``None`` if undefined.
         critical: Quantile behind ``ci`` (normal or t); ``None`` if undefined.
         level: Confidence level in (0, 1).
@@ -106,9 +106,14 @@ class Difference:
 
     @property
     def is_testable(self) -> bool:
-        """Whether interval and test exist and could have come out either way (at least 6 clusters)."""
-        enough = self.n_clusters is None or self.n_clusters >= MINIMUM_CLUSTERS
-        return enough and self.ci is not None and self.p is not None
+        """Whether interval and test exist and could have come out either way (at .05: 5 pairs, or 6 clusters)."""
+        return self.ci is not None and self.p is not None and self._smallest_p < 1 - self.level
+
+    @property
+    def _smallest_p(self) -> float:
+        """What the test gives when all pairs, or clusters, differ in one direction."""
+        flips = {"mcnemar-midp": self.n, "cluster-sign-flip": (self.n_clusters or 1) - 1}
+        return 0.5 ** flips[self.test] if self.test in flips else 0.0
 
     def direction(self, p: float | None = None) -> Literal["up", "down", "none", "unknown"]:
         """Say on which side of 0 the difference lies; interval *and* test must agree.
@@ -150,18 +155,20 @@ class _Interval(NamedTuple):
         return self.critical * math.sqrt(self.variance)
 
 
-def proportion(values: Scores, level: float = 0.95) -> Estimate:
+def proportion(values: Scores, level: float = 0.95, clusters: Clusters | None = None) -> Estimate:
     """Estimate a share ``x / n`` with the Wilson interval, or Clopper-Pearson at the edges.
 
     Clopper-Pearson is used when ``n < 30`` or ``x`` is 0 or ``n``, where Wilson under-covers (measurement
-    specification 7.3).
+    specification 7.3). With clusters the clustered t interval counts where it is wider; where all scores are equal,
+    which says nothing of their spread, Clopper-Pearson with one sample a cluster.
 
     Args:
         values: Scores, shape ``(n,)``, each 0, 1 or NaN (unscored).
         level: Confidence level in (0, 1).
+        clusters: Cluster of each sample, shape ``(n,)``; ``None`` entries are clusters of their own.
 
     Returns:
-        The share in [0, 1]; ``value`` is ``None`` when nothing was scored.
+        The share in [0, 1]; ``value`` is ``None`` when nothing was scored, and the limits are with a single cluster.
 
     A value other than 0, 1 and NaN is a ``DataError``, a level outside (0, 1) a ``ValueError``.
 
@@ -172,20 +179,42 @@ def proportion(values: Scores, level: float = 0.95) -> Estimate:
     """
     z = _normal_critical(level)
     scores = _scores(values, binary=True)
-    scored = scores[~np.isnan(scores)]
+    is_scored = ~np.isnan(scores)
+    scored = scores[is_scored]
     n, unscored = scored.size, scores.size - scored.size
     if n == 0:
         return Estimate(None, None, None, 0, unscored, level, "none", "no sample was scored")
     x = int(scored.sum())
-    if n < 30 or x in {0, n}:
-        tail = (1 - level) / 2
-        low = 0.0 if x == 0 else float(stats.beta.ppf(tail, x, n - x + 1))
-        high = 1.0 if x == n else float(stats.beta.ppf(1 - tail, x + 1, n - x))
-        return Estimate(x / n, low, high, n, unscored, level, "clopper-pearson")
     share = x / n
+    groups = _groups(clusters, is_scored)
+    if groups is not None:
+        n_clusters = len(np.unique(groups))
+        if n_clusters < 2:
+            return Estimate(share, None, None, n, unscored, level, "none", _one_cluster_reason(n_clusters))
+        if x in {0, n}:
+            low, high = _clopper_pearson(round(share) * n_clusters, n_clusters, level)
+            return Estimate(share, low, high, n, unscored, level, "clopper-pearson over clusters")
+        own, clustered = proportion(scored, level), mean(scored, level, groups.tolist())
+        assert own.low is not None
+        assert own.high is not None
+        assert clustered.low is not None
+        assert clustered.high is not None
+        low, high = min(own.low, max(0.0, clustered.low)), max(own.high, min(1.0, clustered.high))
+        method = f"{own.method}, or {clustered.method} where wider"
+        return Estimate(share, low, high, n, unscored, level, method)
+    if n < 30 or x in {0, n}:
+        low, high = _clopper_pearson(x, n, level)
+        return Estimate(share, low, high, n, unscored, level, "clopper-pearson")
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Estimate(share, centre - half, centre + half, n, unscored, level, "wilson")
+
+
+def _clopper_pearson(x: int, n: int, level: float) -> tuple[float, float]:
+    """Exact interval of ``x / n``."""
+    tail = (1 - level) / 2
+    low = 0.0 if x == 0 else float(stats.beta.ppf(tail, x, n - x + 1))
+    return low, 1.0 if x == n else float(stats.beta.ppf(1 - tail, x + 1, n - x))
 
 
 def mean(values: Scores, level: float = 0.95, clusters: Clusters | None = None) -> Estimate:
@@ -333,8 +362,8 @@ def paired_difference(
 
     Returns:
         The difference. With fewer than 2 scored pairs all statistics are ``None``; with fewer than 2 clusters or
-        without any spread of continuous scores the interval and the test are; with fewer than 6 clusters
-        ``is_testable`` is false. ``reason`` says which.
+        without any spread of continuous scores the interval and the test are; with fewer than 5 pairs of binary scores
+        or 6 clusters (at .05) ``is_testable`` is false. ``reason`` says which.
 
     A binary score other than 0, 1 and NaN, or an infinite score, is a ``DataError``.
 
@@ -361,6 +390,8 @@ def paired_difference(
     if d.size >= 2:
         iid = _student(d, level) if b is None or c is None else _bonett_interval(b, c, d.size, level)
         interval, reason = _widest([iid], d, groups, level)
+    if interval is not None and binary:
+        interval = interval._replace(low=max(-1.0, interval.low), high=min(1.0, interval.high))
     p, test = _test(d, groups, interval, mid_p, rng)
     return Difference(
         estimate=float(d.mean()) if d.size >= 2 else None,
@@ -376,11 +407,11 @@ def paired_difference(
         p=p,
         p_mcnemar_midp=mid_p,
         p_mcnemar_exact=exact,
-        mde80=_detectable(interval, d, level, is_paired_binary=binary and groups is None),
+        mde80=_detectable(interval, d, level, is_binary=binary, is_clustered=groups is not None),
         variance=None if interval is None else interval.variance,
         critical=None if interval is None else interval.critical,
         level=level,
-        reason=_cluster_reason(n_clusters) if interval is not None else reason,
+        reason=_untestable_reason(test, d.size, n_clusters, level) if interval is not None else reason,
         warnings=_cluster_warnings(n_clusters),
     )
 
@@ -514,7 +545,7 @@ def _widest(
     if groups is not None:
         n_clusters = len(np.unique(groups))
         if n_clusters < 2:
-            return None, f"{n_clusters} cluster: its samples are not independent, so there is no interval"
+            return None, _one_cluster_reason(n_clusters)
         error = clustered_standard_error(x, groups.tolist())
         if error:
             candidates = [*candidates, _t_interval(float(x.mean()), error**2, n_clusters - 1, level, "clustered-t")]
@@ -523,6 +554,11 @@ def _widest(
         few = x.size < 2
         return None, "1 sample: no interval" if few else "all values are equal: their spread cannot be estimated"
     return max(found, key=lambda interval: interval.half_width), None
+
+
+def _one_cluster_reason(n_clusters: int) -> str:
+    """Why there is no interval."""
+    return f"{n_clusters} cluster: its samples are not independent, so there is no interval"
 
 
 def _test(
@@ -539,20 +575,29 @@ def _test(
     return float(2 * stats.t.sf(abs(float(d.mean())) / math.sqrt(interval.variance), d.size - 1)), name
 
 
-def _detectable(interval: _Interval | None, d: np.ndarray, level: float, *, is_paired_binary: bool) -> float | None:
+def _detectable(
+    interval: _Interval | None, d: np.ndarray, level: float, *, is_binary: bool, is_clustered: bool
+) -> float | None:
     """Minimum detectable difference of a paired comparison."""
     if interval is None:
         return None
-    if is_paired_binary:  # rule of three: no flip in n still allows a share of 3 / n
-        return minimum_detectable_difference(max(int(np.sum(d != 0)), 3) / d.size, d.size, level)
-    return minimum_detectable_difference(interval.variance, 1, level)
+    if is_binary and not is_clustered:  # rule of three: no flip in n still allows a share of 3 / n
+        found = minimum_detectable_difference(max(int(np.sum(d != 0)), 3) / d.size, d.size, level)
+    else:
+        found = minimum_detectable_difference(interval.variance, 1, level)
+    return None if is_binary and found > 1 else found
 
 
-def _cluster_reason(n_clusters: int | None) -> str | None:
-    """Why too few clusters support no verdict."""
-    if n_clusters is None or n_clusters >= MINIMUM_CLUSTERS:
-        return None
-    return f"{n_clusters} clusters: the sign-flip test cannot reach .05 with fewer than {MINIMUM_CLUSTERS}"
+def _untestable_reason(test: str, n: int, n_clusters: int | None, level: float) -> str | None:
+    """Why too few pairs or clusters support no verdict."""
+    alpha = 1 - level
+    flips = math.floor(math.log2(1 / alpha)) + 1  # the fewest with .5 ** flips below alpha
+    limit = f"{alpha:.2g}".removeprefix("0")
+    if n_clusters is not None and n_clusters <= flips:
+        return f"{n_clusters} clusters: the sign-flip test cannot reach {limit} with fewer than {flips + 1}"
+    if test == "mcnemar-midp" and n < flips:
+        return f"{n} pairs: McNemar's test cannot reach {limit} with fewer than {flips}"
+    return None
 
 
 def _cluster_warnings(n_clusters: int | None) -> tuple[str, ...]:

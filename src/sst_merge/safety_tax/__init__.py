@@ -115,7 +115,7 @@ def safety_tax(
         delta=float(delta),
     )
     code = _code(found)
-    flags = _flags(found, [gain, loss])
+    flags = _flags(found, [gain, loss], is_valid=not code.startswith("INVALID_"))
     text = " ".join([verdict_text(code, found), *remarks(flags, found)])
     report = {
         "schema": SCHEMA,
@@ -126,7 +126,7 @@ def safety_tax(
         "loss": _entry(loss, lost),
         "over_refusal": None if over_refusal is None or refused is None else _entry(over_refusal, refused),
         "signal": None if signal is None or learned is None else _entry(signal, learned),
-        "non_inferiority": _non_inferiority(lost, float(delta)),
+        "non_inferiority": _non_inferiority(found),
         "cov_gain_loss": covariance,
         "tax": _tax(code, found),
         "fieller": _shape(ratio) | {"unit": tax_unit(found)},
@@ -145,7 +145,7 @@ def _withheld(report: dict[str, Any], reason: str) -> dict[str, Any]:
         for key in ("gain", "loss", "over_refusal", "signal")
     }
     return quantities | {
-        "non_inferiority": report["non_inferiority"] | {"upper": None, "is_established": None},
+        "non_inferiority": report["non_inferiority"] | {"upper": None, "is_established": None, "reason": reason},
         "cov_gain_loss": None,
         "fieller": {"shape": None, "lo": None, "hi": None, "unit": report["fieller"]["unit"]},
         "net_benefit": [_no_benefit(row["lambda"], reason) for row in report["net_benefit"]],
@@ -236,8 +236,8 @@ def _is_imprecise(ratio: FiellerSet | None) -> bool:
     return ratio.low <= 0 or ratio.high > IMPRECISE_FACTOR * ratio.low
 
 
-def _flags(found: Findings, judged: Sequence[PairedScores]) -> list[str]:
-    """Flags in the order of section 7.5."""
+def _flags(found: Findings, judged: Sequence[PairedScores], *, is_valid: bool) -> list[str]:
+    """Flags in the order of section 7.5; without those that are read from estimates which are withheld."""
     e = found.evidence
     refused = found.over_refusal
     unclustered = any(m.clusters is None or any(c is None for c in m.clusters) for m in judged)
@@ -245,10 +245,10 @@ def _flags(found: Findings, judged: Sequence[PairedScores]) -> list[str]:
         "JUDGE_NOT_VALIDATED": bool(e.judge) and not e.judge_validated,
         "SELECTED_ON_TEST": bool(e.selected_on_test) or e.looks > 1,
         "ONE_SEED": e.stochastic and e.seeds < 2,
-        "UNDERPOWERED": bool(found.gates["G8"].evidence.get("is_flagged", False)),
+        "UNDERPOWERED": is_valid and bool(found.gates["G8"].evidence.get("is_flagged", False)),
         "NO_CLUSTERS": unclustered,
-        "OVER_REFUSAL_UP": refused is not None and refused.direction() == "up",
-        "UTILITY_NO_SIGNAL": found.gates["G10"].status == "fail",
+        "OVER_REFUSAL_UP": is_valid and refused is not None and refused.direction() == "up",
+        "UTILITY_NO_SIGNAL": is_valid and found.gates["G10"].status == "fail",
     }
     return [flag for flag, applies in rules.items() if applies]
 
@@ -288,9 +288,8 @@ def _provenance(e: Evidence) -> dict[str, Any]:
 def _net_benefit(found: Findings, covariance: float, weight: float) -> dict[str, Any]:
     """Net benefit at one weight, in the unit of the loss scores."""
     g, loss = found.gain, found.loss
-    closed = [name for name in ("G0", "G1", "G2", "G10") if found.gates[name].status != "pass"]
-    if closed:
-        return _no_benefit(weight, f"gate {', '.join(closed)} did not pass")
+    if closed := _closed(found):
+        return _no_benefit(weight, closed)
     if g.estimate is None or loss.estimate is None or not g.variance or not loss.variance:
         return _no_benefit(weight, "no interval")
     dfs = [d.df for d in (g, loss) if d.df is not None]
@@ -307,15 +306,24 @@ def _net_benefit(found: Findings, covariance: float, weight: float) -> dict[str,
     return {"lambda": weight, "estimate": nb.estimate, "ci": nb.ci, "p_positive": nb.p_positive, "reason": None}
 
 
+def _closed(found: Findings) -> str | None:
+    """Why nothing is said of what the loss amounts to."""
+    closed = [name for name in ("G0", "G1", "G2", "G10") if found.gates[name].status != "pass"]
+    return f"gate {', '.join(closed)} did not pass" if closed else None
+
+
 def _no_benefit(weight: float, reason: str) -> dict[str, Any]:
     """Net benefit that must not be stated."""
     return {"lambda": weight, "estimate": None, "ci": None, "p_positive": None, "reason": reason}
 
 
-def _non_inferiority(lost: Difference, delta: float) -> dict[str, Any]:
-    """Whether the upper limit of the loss is below ``delta``."""
-    upper = lost.ci[1] if lost.ci is not None and lost.is_testable else None
-    return {"delta": delta, "upper": upper, "is_established": None if upper is None else upper < delta}
+def _non_inferiority(found: Findings) -> dict[str, Any]:
+    """Whether the upper limit of the loss is below ``delta``; not where the loss cannot be measured at all."""
+    lost, closed = found.loss, _closed(found)
+    reason = closed or (None if lost.ci is not None and lost.is_testable else lost.reason)
+    upper = lost.ci[1] if lost.ci is not None and reason is None else None
+    is_established = None if upper is None else upper < found.delta
+    return {"delta": found.delta, "upper": upper, "is_established": is_established, "reason": reason}
 
 
 def _plain(value: Any) -> Any:

@@ -95,7 +95,7 @@ def _counts(scores: PairedScores, expected: int | None) -> dict[str, Any]:
         "excess": expected is not None and len(scores.ids) > expected,
         "scored": scored,
         "unscored": int(np.sum(np.isnan(reference) | np.isnan(treatment))) + missing,
-        "unscored_share": [1 - x / n if n else 1.0 for x in scored],
+        "unscored_share": [1 - x / n if n else float(expected != 0) for x in scored],
         "bounds": None if bounds is None else list(bounds),
     }
 
@@ -190,9 +190,9 @@ def gain_detectable(gained: Difference, direction: str, p_holm: float | None) ->
 
 def power_gate(gained: Difference, direction: str) -> Gate:
     """G8: a detected difference is at least what the test detects with 80 % power; sets a flag only."""
-    if gained.estimate is None or gained.mde80 is None:
+    if gained.estimate is None or gained.ci is None:
         return Gate("G8", "unknown", {"mde80": None, "reason": gained.reason})
-    enough = abs(gained.estimate) >= gained.mde80
+    enough = gained.mde80 is not None and abs(gained.estimate) >= gained.mde80
     found = {
         "estimate": gained.estimate,
         "mde80": gained.mde80,
@@ -218,9 +218,9 @@ def utility_signal(
     It must be off the floor, and the base off the ceiling.
     """
     if signal is None or learned is None:
-        return Gate("G10", "unknown", {"reason": "the base was not compared with the utility adapter"})
+        return Gate("G10", "unknown", {"reason": "base and utility adapter were not compared on a utility task"})
     base, adapted = signal.oriented()
-    summary = [proportion(arm, level) if signal.binary else mean(arm, level) for arm in (base, adapted)]
+    summary = [(proportion if signal.binary else mean)(arm, level, signal.clusters) for arm in (base, adapted)]
     chance = signal.chance
     if chance is not None and not signal.higher_is_better:
         chance = 1 - chance if signal.binary else -chance

@@ -200,8 +200,10 @@ def _described(d: Difference, unit: str) -> str:
 
 def _power_text(d: Difference, unit: str) -> str:
     """Minimum detectable difference in words."""
-    if d.mde80 is None:
+    if d.ci is None:
         return "what this test could detect is unknown"
+    if d.mde80 is None:
+        return "this test could detect no difference with 80 % power"
     return f"this test could detect {_signed(d.mde80, unit).lstrip('+')} with 80 % power"
 
 

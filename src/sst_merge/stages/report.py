@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,21 +251,9 @@ def _estimates(made: Plan, records: Records, tasks: Mapping[str, Task]) -> list[
             for measure in task.measures:
                 values = records.values(arm, name, measure.name, rows)
                 clusters = _clusters(rows)
-                estimate = _rate(values, clusters) if measure.is_binary else mean(values, clusters=clusters)
+                estimate = (proportion if measure.is_binary else mean)(values, clusters=clusters)
                 found.append({"arm": arm, "task": name, "measure": measure.name, **_estimate_fields(estimate)})
     return found
-
-
-def _rate(values: np.ndarray, clusters: tuple[str | None, ...] | None) -> Estimate:
-    """A proportion with the wider of its own and the clustered interval, inside [0, 1]."""
-    plain = proportion(values)
-    clustered = mean(values, clusters=clusters) if clusters else plain
-    if plain.low is None or plain.high is None or clustered.low is None or clustered.high is None:
-        return plain
-    if clustered is plain:
-        return plain
-    low, high = min(plain.low, max(0.0, clustered.low)), max(plain.high, min(1.0, clustered.high))
-    return replace(plain, low=low, high=high, method=f"{plain.method}, or {clustered.method} where wider")
 
 
 def _estimate_fields(estimate: Estimate) -> dict[str, Any]:
