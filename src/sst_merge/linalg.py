@@ -48,7 +48,8 @@ def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
             ``(rank, d_out)``, with patch ``q^T C``.
 
     Returns:
-        float32; fewer rows than the update's rank where the patch has a smaller one, none for a patch of zeros.
+        float32; fewer rows than the update's rank where the patch has a smaller one (but for rounding of its float32
+        factors), none for a patch of zeros.
 
     Example:
         >>> patch_basis(Update(torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0, 3.0]])), "output").abs().tolist()
@@ -57,7 +58,10 @@ def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
     q_b, r_b = torch.linalg.qr(update.b.double())
     q_a, r_a = torch.linalg.qr(update.a.double().T)
     left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    kept = values > values.max().clamp(min=torch.finfo(torch.float64).tiny) * 1e-9
+    # Rounding of float32 factors makes singular values of up to this; as coordinates they would be directions that
+    # depend on the gauge.
+    rounding = torch.finfo(torch.float32).eps * update.b.double().norm() * update.a.double().norm()
+    kept = values > rounding.clamp(min=torch.finfo(torch.float64).tiny)
     basis = (q_a @ right.T)[:, kept] if side == "output" else (q_b @ left)[:, kept]
     return basis.T.float().contiguous()
 
@@ -186,8 +190,8 @@ def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -
     r"""``C' = (F_s + gamma I + price F_u)^{-1} (F_s + gamma I) C_0``, by one linear system of the number of samples.
 
     It minimises ``|C - C_0|^2_{F_s + gamma I} + price |C|^2_{F_u}``: stay close to the patch where safety is
-    sensitive, pay for utility sensitivity. With ``J' = [J_s; sqrt(price) J_u]`` and
-    ``e = [0; sqrt(price) J_u C_0]`` it is ``C_0 - J'^T (gamma I + J' J'^T)^{-1} e`` (push-through identity).
+    sensitive, pay for utility sensitivity. By the push-through identity it is ``C_0 - J^T (K + G)^{-1} e`` with
+    ``e = [0; J_u C_0]`` and a diagonal ``G`` of ``gamma`` for safety and ``gamma / price`` for utility samples.
     ``price = 1`` with patch ``S - U`` and the diagonal Fisher is Fisher merging (Matena and Raffel 2022,
     arXiv:2111.09832).
 
@@ -206,17 +210,20 @@ def steer_softly(problem: SampleSpace, *, price: float, damping_safety: float) -
     gamma, _ = problem.damping(safety=damping_safety, utility=0.0)
     if gamma == 0:
         return _steer_undamped(problem, price)
-    scale = torch.ones_like(problem.response)
-    scale[~problem.is_safety] = price**0.5  # in float64; torch.where of two numbers would round it to float32
-    gram = problem.gram * scale[:, None] * scale[None, :]
-    e = torch.where(problem.is_safety, 0.0, scale * problem.response)
-    if gamma > RANK_TOLERANCE * float(gram.diagonal().max()):  # positive definite beyond all rounding
-        factor = torch.linalg.cholesky(gram + gamma * torch.eye(len(e), dtype=torch.float64))
-        return Combination(1.0, -scale * torch.cholesky_solve(e[:, None], factor)[:, 0])
-    # Well posed as it is: cutting small eigenvalues off would cost sqrt(cut) / gamma.
-    values, vectors = torch.linalg.eigh(gram)
-    inverse = 1.0 / (values.clamp(min=0.0) + gamma)
-    return Combination(1.0, -scale * (vectors @ (inverse * (vectors.T @ e))))
+    # Safety rows get gamma, utility rows gamma / price: scaling the rows by sqrt(price) instead would bury the safety
+    # block under the rounding of a large one. Each sample is then scaled to a diagonal of 1, whatever its gradient.
+    added = torch.full_like(problem.response, gamma)
+    added[~problem.is_safety] = gamma / price
+    unit = (problem.gram.diagonal() + added).rsqrt()
+    matrix = unit[:, None] * problem.gram * unit
+    matrix.diagonal().copy_(torch.ones_like(unit))
+    e = torch.where(problem.is_safety, 0.0, unit * problem.response)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0 and float(factor.diagonal().min()) > SMALLEST_PIVOT:
+        return Combination(1.0, -unit * torch.cholesky_solve(e[:, None], factor)[:, 0])
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > torch.finfo(torch.float64).eps * len(values)
+    return Combination(1.0, -unit * (vectors[:, kept] @ ((vectors[:, kept].T @ e) / values[kept])))
 
 
 def _steer_undamped(problem: SampleSpace, price: float) -> Combination:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
@@ -344,3 +345,32 @@ def test_what_only_rounding_ranks_ties_with_the_untouched_directions() -> None:
         found.values, found.neutral_value, found.neutral_directions, energies=found.values * found.patch.square()
     )
     assert (int(weights.sum()), neutral) == (3, 0.0)
+
+
+def _softly_in_60_digits(safety: np.ndarray, utility: np.ndarray, patch: np.ndarray, price: float, damping: float):
+    """``(F_s + gamma I + price F_u)^{-1} (F_s + gamma I) C_0`` as it stands, in 60 decimal digits."""
+    with mpmath.workdps(60):
+        a, b, c = (mpmath.matrix(values.tolist()) for values in (safety, utility, patch))
+        fisher = a.T * a
+        gamma = mpmath.mpf(damping) * sum(fisher[i, i] for i in range(len(patch))) / len(patch)
+        stay = fisher + gamma * mpmath.eye(len(patch))
+        return np.array([float(x) for x in mpmath.lu_solve(stay + mpmath.mpf(price) * (b.T * b), stay * c)])
+
+
+@pytest.mark.parametrize("damping", [1e-6, 2.0])
+@pytest.mark.parametrize("price", [1.0, 100.0, 1e9])
+@pytest.mark.parametrize("ratio", [1e-4, 1.0, 1e5])
+def test_the_soft_rule_holds_at_any_ratio_of_gradients_price_and_damping(
+    ratio: float, price: float, damping: float
+) -> None:
+    rng = np.random.default_rng(1)
+    for coordinates, safety_samples, utility_samples in ((12, 3, 4), (6, 5, 4), (14, 6, 1)):
+        safety = rng.normal(size=(safety_samples, coordinates))
+        utility = rng.normal(size=(utility_samples, coordinates)) * ratio
+        utility = np.concatenate([utility, utility[:1]])  # one sample twice
+        patch = rng.normal(size=coordinates)
+        rows, c = torch.from_numpy(np.concatenate([safety, utility])), torch.from_numpy(patch)
+        problem = SampleSpace.of(rows, torch.arange(len(rows)) < safety_samples, c)
+        found = steer_softly(problem, price=price, damping_safety=damping).apply(rows, c).numpy()
+        expected = _softly_in_60_digits(safety, utility, patch, price, damping)
+        assert np.abs(found - expected).max() <= 1e-7 * np.abs(expected).max()

@@ -94,6 +94,16 @@ def test_a_basis_does_not_depend_on_the_gauge_up_to_signs(side: str) -> None:
 
 
 @both_sides
+def test_rounding_of_a_rank_deficient_adapter_makes_no_coordinates(side: str) -> None:
+    thin = random_update((9, 7), 3, seed=1)
+    padded = Update(torch.cat([thin.b, torch.zeros(9, 2)], dim=1), torch.cat([thin.a, torch.ones(2, 7)]))
+    for seed in range(8):
+        other = in_another_gauge({"": padded}, seed)[""]
+        assert (other.dense() - thin.dense()).abs().max() > 0  # rounding, of rank 5
+        assert len(patch_basis(other, side)) == 3
+
+
+@both_sides
 def test_a_basis_has_as_many_rows_as_the_patch_has_rank(side: str) -> None:
     update = random_update((9, 7), 2, seed=1)
     assert len(patch_basis(concatenate([update, update.scaled(-0.5)]), side)) == 2
