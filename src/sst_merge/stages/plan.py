@@ -242,15 +242,15 @@ def describe(made: Plan) -> dict[str, Any]:
 
 
 def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
-    """Size of all statistics in float32: gradients of every sample, or two factors of each data set."""
+    """Size of all statistics: gradients of every sample in float32, or two factors of each data set in float64."""
     samples = len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility)
     total = 0
     for request in requests(made.config):
         for module in modules.values():
             small = min(module["shape"])
             rank = module["coordinates"] // small
-            factors = 2 * (small**2 + rank**2)
-            total += 4 * (samples * rank * small if request.statistic == "sample_gradients" else factors)
+            is_factors = request.statistic == "kronecker_factors"
+            total += 8 * 2 * (small**2 + rank**2) if is_factors else 4 * samples * rank * small
     return total
 
 

@@ -44,7 +44,7 @@ SUMS_FILE = "sums.safetensors"
 BATCHES = "batches"
 """Key of the number of batches that the sums hold; no module has this name."""
 SAVING_SHARE = 0.1
-"""Sums are written no more often than takes this share of the time: for a 7B model they are some 30 GB."""
+"""Sums are written no more often than takes this share of the time: for a 7B model they are some 60 GB."""
 
 
 ROUNDING = 1e-5
@@ -95,7 +95,8 @@ class _Sums:
         for data, chosen in (("safety", is_safety), ("utility", ~is_safety)):
             kept = reached & chosen[:, None]
             weight = weights[:, None].expand_as(kept)[kept][:, None]  # (tokens, 1)
-            for factor, values in (("left", left[kept]), ("right", right[kept])):
+            for factor, values in (("left", left[kept].double()), ("right", right[kept].double())):
+                # In float64: rounding of float32 products is a direction of its own where tokens have none.
                 self.add(f"{name}/{data}/{factor}", (values * weight).T @ values)
             self.add(f"{name}/{data}/tokens", weight.sum(dim=0))
 
@@ -120,7 +121,7 @@ class KroneckerFactors(Stored):
     ) -> "KroneckerFactors":
         """Fill ``folder``; a measurement that was interrupted goes on after the last sums that were written.
 
-        Memory: both factors of both data sets for every module, ``8 (rows^2 + columns^2)`` bytes in float32.
+        Memory: both factors of both data sets for every module in float64, ``16 (rows^2 + columns^2)`` bytes.
 
         Args:
             base: The model at the point of linearisation.
@@ -200,7 +201,7 @@ def _add_batch(
     is_safety = torch.tensor([position < safety_samples for position in positions], device=base.device)
 
     def on_tokens(name: str, left: Tensor, right: Tensor) -> None:
-        sums.add_tokens(name, left, right, weight.to(left.device, left.dtype), is_safety.to(left.device))
+        sums.add_tokens(name, left, right, weight.to(left.device), is_safety.to(left.device))
 
     with torch.enable_grad(), capture_tokens(base, bases, on_tokens):
         answer_log_likelihood(base, batch, chosen_draws(draws, positions)).sum().backward()
