@@ -220,7 +220,7 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
             raise AdapterError(f"{path / CONFIG_FILE}: {pattern} is {patterns!r}, expected names and values.")
         wanted.append((field, config.get(field), is_right(config.get(field)), expected))
         for key, value in patterns.items():
-            wanted.append((f"{pattern}['{key}']", value, is_right(value) and _is_regex(key), f"a regex and {expected}"))
+            wanted.append((f"{pattern}['{key}']", value, is_right(value) and is_regex(key), f"a regex and {expected}"))
     base, rslora, targets = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "target_modules"))
     wanted += [
         ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
@@ -240,7 +240,8 @@ def _is_alpha(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def _is_regex(value: str) -> bool:
+def is_regex(value: str) -> bool:
+    """Whether a text is a regular expression."""
     try:
         re.compile(value)
     except re.error:
@@ -251,7 +252,7 @@ def _is_regex(value: str) -> bool:
 def _is_targets(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
-    return value is None or (isinstance(value, str) and _is_regex(value))
+    return value is None or (isinstance(value, str) and is_regex(value))
 
 
 def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = False) -> dict[str, AdapterHeader]:
