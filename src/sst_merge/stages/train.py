@@ -250,7 +250,11 @@ def _measure(
                 by_id = {sample["id"]: sample[task.primary.name] for sample in map(json.loads, lines)}
                 values[arm] = np.array([by_id[row.id] for row in held_out], dtype=np.float64)
             difference = paired_difference(
-                values["base"], values["adapter"], binary=task.primary.is_binary, rng=np.random.default_rng(config.seed)
+                values["base"],
+                values["adapter"],
+                binary=task.primary.is_binary,
+                clusters=[row.cluster for row in held_out],
+                rng=np.random.default_rng(config.seed),
             )
             measured.append(
                 {
@@ -260,6 +264,8 @@ def _measure(
                     **{arm: mean(found).value for arm, found in values.items()},
                     "difference": difference.estimate,
                     "ci": difference.ci,
+                    "reason": difference.reason,
+                    "warnings": list(difference.warnings),
                 }
             )
     return measured
@@ -384,13 +390,25 @@ def _licence(reference: str) -> str:
     return f"licence {KNOWN[reference].member.licence}" if reference in KNOWN else "licence as stated beside it"
 
 
+def _rate(value: float | None) -> str:
+    return "not scored" if value is None else f"{value:.1%}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """A difference in points with its interval, or why there is none; and what a reader must know."""
+    points = [] if row["difference"] is None else [f"{100 * row['difference']:+.1f}"]
+    ci = row["ci"]
+    interval = f"no interval: {row['reason']}" if ci is None else f"[{100 * ci[0]:+.1f}, {100 * ci[1]:+.1f}]"
+    return "; ".join([" ".join([*points, interval]), *row["warnings"]])
+
+
 def _card(
     config: TrainConfig, learnt: int, validated: int, curve: list[dict[str, Any]], measured: list[dict[str, Any]]
 ) -> str:
     """Model card: what the adapter learnt from, how, when training stopped, and what it does on held-out rows."""
     table = "".join(
-        f"| {row['task']}: {row['measure']} | {row['n']} | {row['base']:.1%} | {row['adapter']:.1%} | "
-        f"{100 * row['difference']:+.1f} [{100 * row['ci'][0]:+.1f}, {100 * row['ci'][1]:+.1f}] |\n"
+        f"| {row['task']}: {row['measure']} | {row['n']} | {_rate(row['base'])} | {_rate(row['adapter'])} | "
+        f"{_difference(row)} |\n"
         for row in measured
     )
     held_out = (

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
 from sst_merge.config import TrainConfig, validate
 from sst_merge.errors import AdapterError, ConfigError, DataError
+from sst_merge.estimates import paired_difference
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages import train as stage
@@ -250,3 +252,32 @@ def test_a_lost_or_damaged_file_is_named(finished: None, no_model: None, name: s
     with pytest.raises(AdapterError, match=rf"output: adapter/{name} {what}.*\n  Bring it back, use another output"):
         trained_here()
     assert files() == before
+
+
+def test_rows_of_a_cluster_do_not_count_as_independent(finished: None, scored: Callable[[Scores], None]) -> None:
+    scored(lambda number: float(number // 4 % 2))
+    asked(32, cluster_size=4)
+    trained_here()
+    (row,) = record()["measured"]
+    found = {
+        named: paired_difference(
+            [0.0] * 32,
+            [float(number // 4 % 2) for number in range(32)],
+            binary=True,
+            clusters=[number // 4 for number in range(32)] if named else None,
+            rng=np.random.default_rng(0),
+        )
+        for named in (True, False)
+    }
+    assert row["difference"] == 0.5
+    assert row["ci"] == pytest.approx(found[True].ci)
+    assert row["ci"] != pytest.approx(found[False].ci)
+    card = (OUTPUT / "README.md").read_text(encoding="utf-8")
+    assert "]; only 8 clusters; intervals need at least 10 to be trusted |\n" in card
+
+
+def test_an_arm_that_was_not_scored_has_no_rate(finished: None, scored: Callable[[Scores], None]) -> None:
+    scored(lambda _: None)
+    asked(3)
+    trained_here()
+    assert "| 3 | 0.0% | not scored | no interval: 0 pair(s)" in (OUTPUT / "README.md").read_text(encoding="utf-8")
