@@ -1,6 +1,7 @@
 """Train a LoRA adapter with TRL's SFTTrainer: loss on the answers only, stopped where validation loss turns."""
 
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from pydantic import BaseModel, ValidationError
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sst_merge.adapter_io import (
@@ -26,7 +27,7 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, load_rows, shown
-from sst_merge.errors import AdapterError, ConfigError, DataError
+from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
 from sst_merge.models import Base, load_base, model_identity
@@ -62,6 +63,7 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
         AdapterError: If the folder cannot be written, or holds an adapter of another configuration, base or rows.
         ConfigError: If ``lora.target_modules`` names what the base does not have.
         ModelError: If the base cannot be loaded.
+        NumericalError: If training diverges.
     """
     refuse_occupied(config.output)
     learn = _rows(config.data, "data", config.seed, root)
@@ -120,7 +122,7 @@ def _learn(
                 f"max_length_tokens = {config.max_length_tokens}. Raise max_length_tokens, or shorten the row."
             )
     with tempfile.TemporaryDirectory() as scratch:
-        with _steps(reporter, config.role) as steps, warnings.catch_warnings():
+        with _steps(reporter, config) as steps, warnings.catch_warnings():
             # PEFT and TRL read names that transformers has renamed; nobody who trains can do anything about it
             warnings.filterwarnings(
                 "ignore", message=r".*gradient_checkpointing. is deprecated", category=FutureWarning
@@ -295,23 +297,29 @@ def _conversations(rows: Iterable[Row]) -> datasets.Dataset:
 
 
 class _Steps(TrainerCallback):
-    """Moves a progress bar at every optimiser step and says each validation loss."""
+    """Moves a progress bar at every optimiser step, says the losses, and ends a training that diverges."""
 
-    def __init__(self, reporter: Reporter, role: str) -> None:
-        self.reporter, self.role, self.advance, self.context = reporter, role, None, None
+    def __init__(self, reporter: Reporter, config: TrainConfig) -> None:
+        self.reporter, self.config, self.advance, self.context = reporter, config, None, None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.context = self.reporter.task(f"Training the {self.role} adapter", state.max_steps)
+        self.context = self.reporter.task(f"Training the {self.config.role} adapter", state.max_steps)
         self.advance = self.context.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.advance is not None
         self.advance(1)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        self.reporter.say(
-            f"step {state.global_step}: validation loss {(metrics or {}).get('eval_loss', float('nan')):.4f}"
-        )
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        for name, words in (("loss", "loss"), ("eval_loss", "validation loss")):
+            if name not in (logs or {}):
+                continue
+            if not math.isfinite(logs[name]):
+                raise NumericalError(
+                    f"training diverged: the {words} is {logs[name]} at step {state.global_step}; no adapter was "
+                    f"written. Lower learning_rate ({self.config.learning_rate:g})."
+                )
+            self.reporter.say(f"step {state.global_step}: {words} {logs[name]:.4f}")
 
     def close(self) -> None:
         """Take the bar off the terminal."""
@@ -320,8 +328,8 @@ class _Steps(TrainerCallback):
 
 
 @contextmanager
-def _steps(reporter: Reporter, role: str) -> Iterator[_Steps]:
-    steps = _Steps(reporter, role)
+def _steps(reporter: Reporter, config: TrainConfig) -> Iterator[_Steps]:
+    steps = _Steps(reporter, config)
     try:
         yield steps
     finally:
@@ -354,6 +362,7 @@ def _trainer(
         save_strategy="steps",
         save_steps=config.evaluate_every_steps,
         logging_steps=config.evaluate_every_steps,
+        logging_nan_inf_filter=False,  # it puts the mean of the finite losses in place of the others
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
@@ -368,7 +377,7 @@ def _trainer(
         use_cpu=base.device.type == "cpu",
         dataloader_pin_memory=False,
     )
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=base.model,
         args=settings,
         processing_class=base.tokenizer,
@@ -383,6 +392,8 @@ def _trainer(
         ),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), steps],
     )
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which holds the adapter's path only
+    return trainer
 
 
 def _licence(reference: str) -> str:

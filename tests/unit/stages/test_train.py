@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from sst_merge.config import TrainConfig, validate
-from sst_merge.errors import AdapterError, ConfigError, DataError
+from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import paired_difference
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
@@ -191,6 +192,32 @@ def test_a_row_that_is_too_long_is_shown_with_its_file(fresh: None) -> None:
 def test_prompts_that_are_used_twice_are_shown(fresh: None) -> None:
     with pytest.raises(DataError, match=r"data and validation share 6 prompt.*, first 'learn "):
         trained_here(validation="learn.jsonl")
+
+
+# While
+
+
+def test_stdout_is_the_path_and_one_evaluated_row_has_no_interval(fresh: None, sst: Callable[..., Any]) -> None:
+    asked(1)
+    Path("train.yaml").write_text(yaml.safe_dump(values()), encoding="utf-8")
+    ended = sst("train", "train.yaml")
+    assert (ended.code, ended.out) == (0, f"{OUTPUT}\n")
+    assert "step 2: loss " in ended.err
+    assert "step 2: validation loss " in ended.err
+    (row,) = record()["measured"]
+    why = "1 pair(s) scored in both arms, at least 2 are needed"
+    assert (row["n"], row["difference"], row["ci"], row["reason"]) == (1, None, None, why)
+    assert f"| no interval: {why} |\n" in (OUTPUT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("every", "words", "step"), [(1, "validation loss", 2), (3, "loss", 3)])
+def test_a_training_that_diverges_is_an_error_and_no_adapter(fresh: None, every: int, words: str, step: int) -> None:
+    with pytest.raises(NumericalError) as caught:
+        trained_here(learning_rate=1e30, evaluate_every_steps=every)
+    assert str(caught.value) == (
+        f"training diverged: the {words} is nan at step {step}; no adapter was written. Lower learning_rate (1e+30)."
+    )
+    assert not OUTPUT.exists()
 
 
 # After
