@@ -333,7 +333,7 @@ def _accepted(field: FieldInfo) -> str:
     for bound in field.metadata:
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
             if (limit := getattr(bound, name, None)) is not None:
-                bounds.append(f"{sign} {limit:g}")
+                bounds.append(f"{sign} {limit:.10g}")
     return ", ".join([_kind(field.annotation), *bounds])
 
 

@@ -7,6 +7,7 @@ or not at all.
 import hashlib
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -220,7 +221,7 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
             raise AdapterError(f"{path / CONFIG_FILE}: {pattern} is {patterns!r}, expected names and values.")
         wanted.append((field, config.get(field), is_right(config.get(field)), expected))
         for key, value in patterns.items():
-            wanted.append((f"{pattern}['{key}']", value, is_right(value) and _is_regex(key), f"a regex and {expected}"))
+            wanted.append((f"{pattern}['{key}']", value, is_right(value) and is_regex(key), f"a regex and {expected}"))
     base, rslora, targets = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "target_modules"))
     wanted += [
         ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
@@ -240,7 +241,8 @@ def _is_alpha(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def _is_regex(value: str) -> bool:
+def is_regex(value: str) -> bool:
+    """Whether a text is a regular expression."""
     try:
         re.compile(value)
     except re.error:
@@ -251,7 +253,7 @@ def _is_regex(value: str) -> bool:
 def _is_targets(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
-    return value is None or (isinstance(value, str) and _is_regex(value))
+    return value is None or (isinstance(value, str) and is_regex(value))
 
 
 def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = False) -> dict[str, AdapterHeader]:
@@ -364,12 +366,10 @@ def write_adapter(
         extra_files: Further text files by name.
 
     Raises:
-        AdapterError: If the folder holds something else than an adapter, there are no updates, or a value is not
-            finite in ``dtype``.
+        AdapterError: See :func:`refuse_occupied`; or there are no updates, or a value is not finite in ``dtype``.
     """
+    refuse_occupied(path)
     path = path.resolve()  # a link stays one: the folder that it leads to is replaced
-    if path.exists() and not (path / CONFIG_FILE).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise AdapterError(f"{path} exists and is no adapter folder, so it is not replaced. Choose another output.")
     if not updates:
         raise AdapterError(f"{path}: there is no module to write.")
     kept = {name: _at_least_one_component(update) for name, update in updates.items()}
@@ -418,6 +418,23 @@ def write_adapter(
             if old.exists():
                 old.replace(path)
             raise
+
+
+def refuse_occupied(path: Path) -> None:
+    """Refuse a folder that :func:`write_adapter` could not write.
+
+    Raises:
+        AdapterError: If it holds something else than an adapter, is a file or below one, or cannot be made.
+    """
+    path = path.resolve()
+    if (path / CONFIG_FILE).is_file():
+        return
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise AdapterError(f"{path} exists and is no adapter folder, so it is not replaced. Choose another output.")
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "cannot be written" if above.is_dir() else "is a file"
+        raise AdapterError(f"{path} cannot be made: {above} {why}. Choose another output.")
 
 
 def folder_sha256(path: Path) -> str:
@@ -493,7 +510,7 @@ def _pairs(
     for name, sides in found.items():
         if missing := {"A", "B"} - sides.keys():
             raise AdapterError(f"{path / WEIGHTS_FILE}: module '{name}' has no lora_{missing.pop()}.")
-        if not _is_target(config.get("target_modules"), name):
+        if not is_target(config.get("target_modules"), name):
             raise AdapterError(
                 f"{path}: module '{name}' has factors in {WEIGHTS_FILE}, but target_modules in {CONFIG_FILE} does not "
                 f"name it, so PEFT would leave them out ({config['target_modules']!r})."
@@ -535,7 +552,7 @@ def _check_finite(path: Path, name: str, side: str, tensor: torch.Tensor, reason
         )
 
 
-def _is_target(targets: list[str] | str | None, name: str) -> bool:
+def is_target(targets: list[str] | str | None, name: str) -> bool:
     """PEFT's choice of modules: the end of the name for a list, the whole name for a regular expression."""
     if targets is None or targets == "all-linear":
         return True

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
+from sst_merge.adapter_io import is_regex
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
 from sst_merge.methods import METHODS, Method
@@ -59,6 +60,10 @@ AlikeSources = Annotated[Sources, AfterValidator(_counted_alike)]
 """Rows that count all alike, as in training and evaluation."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Seed of numpy's and torch's random generators."""
+
+
 class LoraSettings(Section):
     """Shape of the adapter to train."""
 
@@ -67,9 +72,18 @@ class LoraSettings(Section):
     alpha: float = Field(default=16.0, gt=0)
     """LoRA alpha; the update is scaled by alpha / rank."""
     target_modules: str | list[str] = "all-linear"
-    """Module name endings, or all-linear."""
+    """A list of module name endings, a regular expression that matches whole names, or all-linear."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input while training, in [0, 1)."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_something(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("name at least one module, or use all-linear")
+        if isinstance(value, str) and not is_regex(value):
+            raise ValueError("a text is a regular expression, and this is none; use all-linear or a list of endings")
+        return value
 
 
 def _as_task(value: Any) -> Any:
@@ -253,7 +267,7 @@ class RunConfig(Section):
     """Rank of the written adapter: exact, or a number for the best approximation of that rank (loss is reported)."""
     adapter_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the written adapter."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw of rows and of random methods."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:0 ...; balanced spreads a model that is too large for one GPU over all of them."""
@@ -313,7 +327,7 @@ class TrainConfig(Section):
     """Longer rows are an error."""
     evaluation: EvaluationConfig | None = None
     """Tasks on which base and adapter are compared for the model card."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw of rows, the initialisation and the order."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:0 ..."""

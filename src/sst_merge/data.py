@@ -213,7 +213,7 @@ def check_disjoint(groups: dict[str, Iterable[str]], prompts: Mapping[str, str] 
                 seen[row_id] = name
     if shared:
         lines = [
-            f"  {first} and {second} share {len(ids)} prompt(s), first {_shown(ids[0], prompts or {})}"
+            f"  {first} and {second} share {len(ids)} prompt(s), first {shown(ids[0], prompts or {})}"
             for (first, second), ids in shared.items()
         ]
         raise DataError(
@@ -223,7 +223,7 @@ def check_disjoint(groups: dict[str, Iterable[str]], prompts: Mapping[str, str] 
         )
 
 
-def _shown(row_id: str, prompts: Mapping[str, str]) -> str:
+def shown(row_id: str, prompts: Mapping[str, str]) -> str:
     """A prompt's beginning, where it is known; else its id."""
     text = " ".join(prompts.get(row_id, "").split())
     return f"'{text if len(text) <= SHOWN else text[:SHOWN] + '...'}'" if text else row_id

@@ -38,7 +38,7 @@ class RunFolderError(SSTMergeError):
 
 
 class NumericalError(SSTMergeError):
-    """A linear-algebra problem has no trustworthy solution."""
+    """A linear-algebra problem has no trustworthy solution, or a training diverges."""
 
 
 class InvalidResultError(SSTMergeError):

@@ -193,14 +193,10 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity, default=str))
         stored = self.manifest()
-        differences = [
-            f"  {key}   {then} then, {now} now"
-            for key, then, now in _differences({key: stored.get(key) for key in identity}, identity)
-        ]
-        if differences:
+        if found := differences({key: stored.get(key) for key in identity}, identity):
             raise RunFolderError(
                 f"{self.path} was made with other settings or inputs; nothing was overwritten.\n"
-                + "\n".join(differences[:12])
+                + "\n".join(found)
                 + "\n  Use another output folder, or throw the old run away: sst-merge run FILE --replace"
             )
 
@@ -262,6 +258,11 @@ def _processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines of a message that name what differs between two records, at most twelve."""
+    return [f"  {key}   {old} then, {new} now" for key, old, new in _differences(then, now)][:12]
 
 
 def _differences(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

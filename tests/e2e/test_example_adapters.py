@@ -53,5 +53,5 @@ def test_each_is_what_its_run_file_trains(file: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     config = load_config(TrainConfig, file)
     assert train(config, root=ROOT, reporter=SilentReporter()) == config.output
-    with pytest.raises(AdapterError, match="has an adapter of another configuration or other rows"):
+    with pytest.raises(AdapterError, match="has an adapter of another configuration, base or rows"):
         train(config.model_copy(update={"learning_rate": 1e-9}), root=ROOT, reporter=SilentReporter())

@@ -217,6 +217,30 @@ def test_yes_is_no_number(tmp_path: Path, key: str) -> None:
     assert problems(TRAIN + f"{key}: yes\n", tmp_path) == [f"{key}: Input should be a number, not yes or no (got True)"]
 
 
+@pytest.mark.parametrize(("text", "kind"), [(TRAIN, TrainConfig), (RUN, RunConfig)])
+def test_a_seed_is_what_random_generators_take(tmp_path: Path, text: str, kind: Any) -> None:
+    assert problems(f"{text}seed: -1\n", tmp_path, kind) == [
+        "seed: Input should be greater than or equal to 0 (got -1)"
+    ]
+    assert problems(f"{text}seed: 4294967296\n", tmp_path, kind) == [
+        "seed: Input should be less than 4294967296 (got 4294967296)"
+    ]
+
+
+@pytest.mark.parametrize("given", ["[]", "''"])
+def test_something_must_be_adapted(tmp_path: Path, given: str) -> None:
+    (found,) = problems(TRAIN + f"lora: {{target_modules: {given}}}\n", tmp_path)
+    assert found.startswith("lora.target_modules: name at least one module, or use all-linear (got ")
+
+
+def test_a_text_of_target_modules_is_a_regular_expression(tmp_path: Path) -> None:
+    (found,) = problems(TRAIN + "lora: {target_modules: '(q_proj'}\n", tmp_path)
+    assert found == (
+        "lora.target_modules: a text is a regular expression, and this is none; use all-linear or a list of endings "
+        "(got '(q_proj')"
+    )
+
+
 def test_yes_is_no_number_in_optional_and_nested_places(tmp_path: Path) -> None:
     assert problems(RUN + "rank: yes\n", tmp_path, RunConfig) == [
         "rank: Input should be a number, not yes or no (got True)"

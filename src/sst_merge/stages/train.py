@@ -1,9 +1,10 @@
 """Train a LoRA adapter with TRL's SFTTrainer: loss on the answers only, stopped where validation loss turns."""
 
 import json
+import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,18 +14,25 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from pydantic import BaseModel, ValidationError
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from sst_merge.adapter_io import CONFIG_FILE, TRAINING_ROWS_FILE, read_adapter, write_adapter
+from sst_merge.adapter_io import (
+    CONFIG_FILE,
+    TRAINING_ROWS_FILE,
+    is_target,
+    read_adapter,
+    refuse_occupied,
+    write_adapter,
+)
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
-from sst_merge.data import KNOWN, Row, check_disjoint, load_rows
-from sst_merge.errors import AdapterError, DataError
+from sst_merge.data import KNOWN, Row, check_disjoint, load_rows, shown
+from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
-from sst_merge.models import Base, load_base
+from sst_merge.models import Base, load_base, model_identity
 from sst_merge.progress import Reporter
-from sst_merge.run_folder import RunFolder, versions
+from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
 from sst_merge.stages.plan import load_evaluation_rows, load_tasks, rows_sha256
 from sst_merge.stages.run import fetch_model
@@ -42,7 +50,8 @@ Stored = TypeVar("Stored", bound=BaseModel)
 def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
     """Train one adapter and write it as a bfloat16 PEFT folder; measure it beside the base for its model card.
 
-    A folder that this configuration has trained already is not trained again, only measured if that is missing.
+    A folder that this configuration has trained already, on the same rows and base, is not trained again; it is
+    measured if that is missing, or was on other rows.
 
     Returns:
         The adapter's folder: the weights of the step with the lowest validation loss, a model card, the curve
@@ -51,8 +60,12 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
 
     Raises:
         DataError: If rows are missing, too long, or shared between training, validation and evaluation.
-        AdapterError: If the folder holds an adapter that another configuration trained.
+        AdapterError: If the folder cannot be written, or holds an adapter of another configuration, base or rows.
+        ConfigError: If ``lora.target_modules`` names what the base does not have.
+        ModelError: If the base cannot be loaded.
+        NumericalError: If training diverges.
     """
+    refuse_occupied(config.output)
     learn = _rows(config.data, "data", config.seed, root)
     validation = _rows(config.validation, "validation", config.seed, root)
     tasks = load_tasks(config.evaluation, root)
@@ -62,32 +75,54 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
             "data": (row.id for row in learn),
             "validation": (row.id for row in validation),
             **{f"evaluation.{task}": (row.id for row in rows) for task, rows in held_out.items()},
-        }
+        },
+        {row.id: row.prompt for rows in (learn, validation, *held_out.values()) for row in rows},
     )
-    learnt = rows_sha256([*learn, *validation])
-    record = _record(config, learnt)
-    curve = record["curve"] if record else _learn(config, learn, validation, reporter)
-    if record and record["measured"] is not None:
-        return config.output
-    measured = _measure(config, tasks, held_out, reporter)
-    replace_file(config.output / "README.md", _card(config, len(learn), len(validation), curve, measured))
-    replace_file(config.output / RECORD_FILE, _record_text(config, learnt, measured))
+    identity = {
+        "config": _settings(config),
+        "rows_sha256": rows_sha256([*learn, *validation]),
+        "base": model_identity(config.base_model, config.revision),
+    }
+    record = _record(config.output, identity) or _learn(config, learn, validation, identity, reporter)
+    curve = _stored(config.output / CURVE_FILE)
+    evaluation_sha256 = {task: rows_sha256(rows) for task, rows in held_out.items()}
+    if record.get("measured") is not None:
+        earlier = record.get("evaluation") and _valid(EvaluationConfig, record["evaluation"])
+        if earlier == config.evaluation and record.get("evaluation_sha256", {}) == evaluation_sha256:
+            return config.output
+        reporter.say(f"{config.output} was measured with other settings or rows; it is measured again.")
+    record |= {
+        "evaluation": config.evaluation and config.evaluation.model_dump(mode="json"),
+        "evaluation_sha256": evaluation_sha256,
+        "measured": _measure(config, tasks, held_out, reporter),
+    }
+    card = _card(config, len(learn), len(validation), curve, record["measured"])
+    replace_file(config.output / "README.md", card)
+    replace_file(config.output / RECORD_FILE, _json_text(record))
     return config.output
 
 
-def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporter: Reporter) -> list[dict[str, Any]]:
-    """Train and write the adapter; the curve."""
+def _learn(
+    config: TrainConfig,
+    learn: dict[Row, str],
+    validation: dict[Row, str],
+    identity: dict[str, Any],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Train and write the adapter; its record, nothing measured yet."""
     fetch_model(config.base_model, reporter)
     reporter.say(f"Loading {config.base_model} ...")
     base = load_base(**model_settings(config))
-    for row in [*learn, *validation]:
+    _check_targets(config.lora.target_modules, base)
+    for row, place in (learn | validation).items():
         length = len(encode(base, row.prompt, row.answer).ids)
         if length > config.max_length_tokens:
             raise DataError(
-                f"row {row.id} has {length} tokens, more than max_length_tokens = {config.max_length_tokens}."
+                f"{place}: the row {shown(row.id, {row.id: row.prompt})} has {length} tokens, more than "
+                f"max_length_tokens = {config.max_length_tokens}. Raise max_length_tokens, or shorten the row."
             )
     with tempfile.TemporaryDirectory() as scratch:
-        with _steps(reporter, config.role) as steps, warnings.catch_warnings():
+        with _steps(reporter, config) as steps, warnings.catch_warnings():
             # PEFT and TRL read names that transformers has renamed; nobody who trains can do anything about it
             warnings.filterwarnings(
                 "ignore", message=r".*gradient_checkpointing. is deprecated", category=FutureWarning
@@ -99,31 +134,51 @@ def _learn(config: TrainConfig, learn: list[Row], validation: list[Row], reporte
         trained = read_adapter(Path(scratch) / "best")
     curve = [{key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry} for entry in history]
     curve = [entry for entry in curve if len(entry) > 1]
+    record = {
+        "schema": "sst-merge/training/1",
+        **identity,
+        "versions": versions(),
+        "evaluation": None,
+        "measured": None,
+    }
     write_adapter(
         config.output,
         trained.updates,
         like={**trained.config, "base_model_name_or_path": config.base_model},
         dtype=torch.bfloat16,
         extra_files={
-            CURVE_FILE: json.dumps(curve, indent=1) + "\n",
+            CURVE_FILE: _json_text(curve),
             TRAINING_ROWS_FILE: json.dumps({"ids": sorted(row.id for row in [*learn, *validation])}) + "\n",
-            RECORD_FILE: _record_text(config, rows_sha256([*learn, *validation]), None),
+            RECORD_FILE: _json_text(record),
         },
     )
-    return curve
+    return record
 
 
-def _record_text(config: TrainConfig, learnt: str, measured: list[dict[str, Any]] | None) -> str:
-    """``training.json``: configuration, hash of the rows, and what was measured on held-out rows."""
-    record = {
-        "schema": "sst-merge/training/1",
-        "config": _settings(config),
-        "rows_sha256": learnt,
-        "versions": versions(),
-        "evaluation": config.evaluation and config.evaluation.model_dump(mode="json"),
-        "measured": measured,
-    }
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+def _check_targets(targets: str | list[str], base: Base) -> None:
+    """Every name must stand for linear modules, and for nothing else.
+
+    Raises:
+        ConfigError: Naming the one that does not.
+    """
+    if targets == "all-linear":
+        return
+    names = [name for name, _ in base.model.named_modules() if name]
+    for target in [targets] if isinstance(targets, str) else [[ending] for ending in targets]:
+        found = [name for name in names if is_target(target, name)]
+        wrong = [name for name in found if name not in base.modules]
+        if wrong or not found:
+            endings = sorted({name.rpartition(".")[2] for name in base.modules})
+            raise ConfigError(
+                f"lora.target_modules: {target!r} matches "
+                + (f"'{wrong[0]}', which is the output head or no linear module" if wrong else "no module")
+                + f" of {base.reference}. Give all-linear, a list of endings ({', '.join(endings)}), or a regular "
+                "expression that matches whole names of linear modules."
+            )
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -131,21 +186,41 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"output", "device", "evaluation", "title"})
 
 
-def _record(config: TrainConfig, learnt: str) -> dict[str, Any] | None:
-    """What an earlier training with the same configuration left; ``None`` if there is no adapter yet."""
-    if not (config.output / CONFIG_FILE).is_file():
+def _record(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """``training.json`` of an earlier training that was the same; ``None`` if there is no adapter yet.
+
+    Raises:
+        AdapterError: If the training was another one, naming what differs, or the record is lost.
+    """
+    if not (folder / CONFIG_FILE).is_file():
         return None
-    file = config.output / RECORD_FILE
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    earlier = _valid(TrainConfig, {**stored.get("config", {}), "output": config.output})
-    if earlier is None or _settings(earlier) != _settings(config) or stored.get("rows_sha256") != learnt:
+    stored = _stored(folder / RECORD_FILE)
+    earlier = _valid(TrainConfig, {**stored.get("config", {}), "output": folder})
+    # Records of earlier versions do not say which base it was.
+    then = {"base": identity["base"], **stored, **({"config": _settings(earlier)} if earlier else {})}
+    if found := differences({key: then.get(key) for key in identity}, identity):
         raise AdapterError(
-            f"output: {config.output} has an adapter of another configuration or other rows; nothing was changed.\n"
-            "  Use another output folder, or remove this one."
+            f"output: {folder} has an adapter of another configuration, base or rows; nothing was changed.\n"
+            + "\n".join(found)
+            + "\n  Use another output folder, or remove this one."
         )
-    curve = json.loads((config.output / CURVE_FILE).read_text(encoding="utf-8"))
-    evaluation = stored.get("evaluation") and _valid(EvaluationConfig, stored["evaluation"])
-    return {"curve": curve, "measured": stored.get("measured") if evaluation == config.evaluation else None}
+    return stored
+
+
+def _stored(file: Path) -> Any:
+    """A JSON file that a training left beside its adapter.
+
+    Raises:
+        AdapterError: If it is lost or damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+        raise AdapterError(
+            f"output: {file} {what}; every trained adapter has this file, and nothing was changed.\n"
+            f"  Bring it back, use another output folder, or remove {file.parent} to train again."
+        ) from error
 
 
 def _valid(kind: type[Stored], values: dict[str, Any]) -> Stored | None:
@@ -177,7 +252,11 @@ def _measure(
                 by_id = {sample["id"]: sample[task.primary.name] for sample in map(json.loads, lines)}
                 values[arm] = np.array([by_id[row.id] for row in held_out], dtype=np.float64)
             difference = paired_difference(
-                values["base"], values["adapter"], binary=task.primary.is_binary, rng=np.random.default_rng(config.seed)
+                values["base"],
+                values["adapter"],
+                binary=task.primary.is_binary,
+                clusters=[row.cluster for row in held_out],
+                rng=np.random.default_rng(config.seed),
             )
             measured.append(
                 {
@@ -187,22 +266,24 @@ def _measure(
                     **{arm: mean(found).value for arm, found in values.items()},
                     "difference": difference.estimate,
                     "ci": difference.ci,
+                    "reason": difference.reason,
+                    "warnings": list(difference.warnings),
                 }
             )
     return measured
 
 
-def _rows(sources: list[DataSource], key: str, seed: int, root: Path) -> list[Row]:
-    """Rows of several sources, each prompt once."""
-    rows = [
-        row
+def _rows(sources: list[DataSource], key: str, seed: int, root: Path) -> dict[Row, str]:
+    """Rows of several sources, each prompt once, with their place in the run file."""
+    rows = {
+        row.id: (row, f"{key}.{number}: {source.data}")
         for number, source in enumerate(sources)
         for row in load_rows(source, seed=seed, root=root, needs_answer=True, key=f"{key}.{number}")
-    ]
-    return list({row.id: row for row in rows}.values())
+    }
+    return dict(rows.values())
 
 
-def _conversations(rows: list[Row]) -> datasets.Dataset:
+def _conversations(rows: Iterable[Row]) -> datasets.Dataset:
     """TRL's conversational prompt-completion format."""
     return datasets.Dataset.from_list(
         [
@@ -216,23 +297,29 @@ def _conversations(rows: list[Row]) -> datasets.Dataset:
 
 
 class _Steps(TrainerCallback):
-    """Moves a progress bar at every optimiser step and says each validation loss."""
+    """Moves a progress bar at every optimiser step, says the losses, and ends a training that diverges."""
 
-    def __init__(self, reporter: Reporter, role: str) -> None:
-        self.reporter, self.role, self.advance, self.context = reporter, role, None, None
+    def __init__(self, reporter: Reporter, config: TrainConfig) -> None:
+        self.reporter, self.config, self.advance, self.context = reporter, config, None, None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.context = self.reporter.task(f"Training the {self.role} adapter", state.max_steps)
+        self.context = self.reporter.task(f"Training the {self.config.role} adapter", state.max_steps)
         self.advance = self.context.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.advance is not None
         self.advance(1)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        self.reporter.say(
-            f"step {state.global_step}: validation loss {(metrics or {}).get('eval_loss', float('nan')):.4f}"
-        )
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        for name, words in (("loss", "loss"), ("eval_loss", "validation loss")):
+            if name not in (logs or {}):
+                continue
+            if not math.isfinite(logs[name]):
+                raise NumericalError(
+                    f"training diverged: the {words} is {logs[name]} at step {state.global_step}; no adapter was "
+                    f"written. Lower learning_rate ({self.config.learning_rate:g})."
+                )
+            self.reporter.say(f"step {state.global_step}: {words} {logs[name]:.4f}")
 
     def close(self) -> None:
         """Take the bar off the terminal."""
@@ -241,8 +328,8 @@ class _Steps(TrainerCallback):
 
 
 @contextmanager
-def _steps(reporter: Reporter, role: str) -> Iterator[_Steps]:
-    steps = _Steps(reporter, role)
+def _steps(reporter: Reporter, config: TrainConfig) -> Iterator[_Steps]:
+    steps = _Steps(reporter, config)
     try:
         yield steps
     finally:
@@ -250,7 +337,12 @@ def _steps(reporter: Reporter, role: str) -> Iterator[_Steps]:
 
 
 def _trainer(
-    config: TrainConfig, base: Base, learn: list[Row], validation: list[Row], scratch: Path, steps: TrainerCallback
+    config: TrainConfig,
+    base: Base,
+    learn: Iterable[Row],
+    validation: Iterable[Row],
+    scratch: Path,
+    steps: TrainerCallback,
 ) -> Any:
     rows_per_pass = config.micro_batch_size or config.batch_size
     settings = SFTConfig(
@@ -270,6 +362,7 @@ def _trainer(
         save_strategy="steps",
         save_steps=config.evaluate_every_steps,
         logging_steps=config.evaluate_every_steps,
+        logging_nan_inf_filter=False,  # it puts the mean of the finite losses in place of the others
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
@@ -284,7 +377,7 @@ def _trainer(
         use_cpu=base.device.type == "cpu",
         dataloader_pin_memory=False,
     )
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=base.model,
         args=settings,
         processing_class=base.tokenizer,
@@ -299,6 +392,8 @@ def _trainer(
         ),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), steps],
     )
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which holds the adapter's path only
+    return trainer
 
 
 def _licence(reference: str) -> str:
@@ -306,13 +401,25 @@ def _licence(reference: str) -> str:
     return f"licence {KNOWN[reference].member.licence}" if reference in KNOWN else "licence as stated beside it"
 
 
+def _rate(value: float | None) -> str:
+    return "not scored" if value is None else f"{value:.1%}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """A difference in points with its interval, or why there is none; and what a reader must know."""
+    points = [] if row["difference"] is None else [f"{100 * row['difference']:+.1f}"]
+    ci = row["ci"]
+    interval = f"no interval: {row['reason']}" if ci is None else f"[{100 * ci[0]:+.1f}, {100 * ci[1]:+.1f}]"
+    return "; ".join([" ".join([*points, interval]), *row["warnings"]])
+
+
 def _card(
     config: TrainConfig, learnt: int, validated: int, curve: list[dict[str, Any]], measured: list[dict[str, Any]]
 ) -> str:
     """Model card: what the adapter learnt from, how, when training stopped, and what it does on held-out rows."""
     table = "".join(
-        f"| {row['task']}: {row['measure']} | {row['n']} | {row['base']:.1%} | {row['adapter']:.1%} | "
-        f"{100 * row['difference']:+.1f} [{100 * row['ci'][0]:+.1f}, {100 * row['ci'][1]:+.1f}] |\n"
+        f"| {row['task']}: {row['measure']} | {row['n']} | {_rate(row['base'])} | {_rate(row['adapter'])} | "
+        f"{_difference(row)} |\n"
         for row in measured
     )
     held_out = (
