@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from sst_merge.adapter import Update, Updates, concatenate
 from sst_merge.errors import AdapterError
-from sst_merge.wheels import file_sha256
+from sst_merge.wheels import file_sha256, put_in_place
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -413,7 +413,7 @@ def write_adapter(
         if path.exists():
             path.replace(old)
         try:
-            folder.replace(path)
+            put_in_place(folder, path)
         except BaseException:
             if old.exists():
                 old.replace(path)

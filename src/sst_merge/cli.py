@@ -393,6 +393,7 @@ def compare(
 ) -> None:
     """One table over result files of experiment 1: gain, loss, tax or why there is none."""
     from sst_merge.experiments import compare as comparison
+    from sst_merge.wheels import replace_file
 
     rows = comparison.compare(files)
     if style == "table":
@@ -411,9 +412,11 @@ def compare(
     if output is None:
         typer.echo(result)
         return
+    if not output.is_file() and (output.exists() or not output.parent.is_dir()):
+        raise ConfigError(f"--output {output} is no file in a folder that is there. Give a file to write.")
     try:
-        output.write_text(f"{result}\n", encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        replace_file(output.resolve(), f"{result}\n")
+    except PermissionError as error:
         raise ConfigError(f"--output {output} cannot be written ({error.strerror}). Give a file to write.") from None
     typer.echo(f"{len(rows)} rows -> {output}")
 

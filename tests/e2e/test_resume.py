@@ -19,7 +19,6 @@ from sst_merge.errors import AdapterError, RunFolderError
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
-from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.stages import report as report_stage
 from sst_merge.stages import run as run_stage
 from sst_merge.stages.plan import plan
@@ -69,6 +68,29 @@ def test_a_run_that_is_interrupted_at_every_few_writes_ends_with_the_same_bytes(
             kills += 1
     assert 5 < kills < 100
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_every_file_is_on_the_disk_before_it_gets_its_name(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: set[int] = set()
+    named: set[str] = set()
+    fsync, replace = os.fsync, Path.replace
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        written.add(os.fstat(descriptor).st_ino)
+
+    def checked(self: Path, target: Path) -> Path:
+        files = self.iterdir() if self.is_dir() else [self]
+        assert {file.stat().st_ino for file in files} <= written, target
+        named.add(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", checked)
+    run_tiny(inputs, tmp_path / "run", base)
+    assert {"adapter", "basis.safetensors", "index.json", "probe.safetensors", "arm.json", "results.json"} <= named
 
 
 @pytest.mark.parametrize("stage", ["statistics", "scores"])
@@ -247,7 +269,7 @@ def test_a_full_disk_is_told_in_one_message_and_the_run_goes_on_afterwards(
             "adapter": lambda: disk.at_tensors(adapter_io, after=0),
             "diagnostics": lambda: disk.at_file(run_folder, "diagnostics.json"),
             "samples": lambda: disk.at_samples(output, after=4),
-            "probe": lambda: disk.at_tensors(evaluate_stage, after=1),
+            "probe": lambda: disk.at_tensors(stored, after=1),
             "arm": lambda: disk.at_file(run_folder, "arm.json"),
             "results": lambda: disk.at_file(run_folder, "results.json"),
             "page": lambda: disk.at_file(report_stage, "report.html"),

@@ -143,7 +143,8 @@ def test_invalid_json_is_named_by_line(tmp_path: Path) -> None:
     reference = write(tmp_path, "a.jsonl", '{"prompt": "a"}\n\n{"prompt": }\n')
     assert message(tmp_path, reference) == f"{tmp_path / 'a.jsonl'}:3: not valid JSON (Expecting value at column 12)."
     reference = write(tmp_path, "a.json", '[{"prompt": "a"},\n{"prompt" "b"}]')
-    assert message(tmp_path, reference) == f"{tmp_path / 'a.json'}:2: not valid JSON (Expecting ':' delimiter at column 11)."
+    expected = "2: not valid JSON (Expecting ':' delimiter at column 11)."
+    assert message(tmp_path, reference) == f"{tmp_path / 'a.json'}:{expected}"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"prompt": "x", "cluster": ' + "9" * 5000 + "}"])

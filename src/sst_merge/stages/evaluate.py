@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from sst_merge.adapter import Updates, concatenate, squared_norm, total_norm
 from sst_merge.adapter_io import folder_sha256, read_adapter
@@ -38,6 +37,7 @@ from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan, Role
 from sst_merge.statistics import Statistics
+from sst_merge.statistics.stored import save_tensors
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 from sst_merge.weights import applied
@@ -287,6 +287,6 @@ def _probe(arm: str, base: Base, rows: dict[str, list[Row]], folder: RunFolder) 
     second = torch.cat([next_token_log_probabilities(base, backwards[i : i + 5]) for i in range(0, len(prompts), 5)])
     noise = (first - second.flip(0)).abs()
     folder.probe_file(arm).parent.mkdir(parents=True, exist_ok=True)
-    save_file({"log_probabilities": first.contiguous()}, folder.probe_file(arm))
+    save_tensors(folder.probe_file(arm), {"log_probabilities": first})
     kl = (first.exp() * (first - second.flip(0))).sum(dim=1)
     return {"prompts": len(prompts), "noise_floor": float(noise.max()), "noise_floor_kl": float(kl.abs().mean())}
