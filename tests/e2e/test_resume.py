@@ -19,6 +19,7 @@ from sst_merge.errors import AdapterError, RunFolderError
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
+from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.stages import report as report_stage
 from sst_merge.stages import run as run_stage
 from sst_merge.stages.plan import plan
@@ -162,6 +163,26 @@ def test_a_torn_last_line_is_repaired(inputs: Path, base: Base, finished: Path, 
     (tmp_path / "run" / "scores" / "merged" / "arm.json").unlink()  # written last, so a torn file has none
     run_tiny(inputs, tmp_path / "run", base)
     assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("lost", ["exact_match.jsonl", "probe.safetensors"])
+def test_an_evaluation_that_lost_a_file_makes_it_again(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    folder = tmp_path / "run" / "scores" / "utility"
+    (folder / lost).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_stage, "_probe", lambda *_: killed())
+        with pytest.raises(KilledError):
+            run_tiny(inputs, tmp_path / "run", base, until="evaluate")
+    assert not (folder / "arm.json").exists()  # else what a killed repair left would count as complete
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def killed() -> None:
+    raise KilledError
 
 
 def test_a_second_run_loads_no_model_and_changes_no_number(
