@@ -165,6 +165,14 @@ def test_a_torn_last_line_is_repaired(inputs: Path, base: Base, finished: Path, 
     assert_same_run(tmp_path / "run", finished)
 
 
+def test_what_a_message_says_to_remove_is_made_again(inputs: Path, base: Base, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for damaged in ("diagnostics.json", "scores/utility/arm.json"):
+        (tmp_path / "run" / damaged).unlink()
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
 @pytest.mark.parametrize("lost", ["exact_match.jsonl", "probe.safetensors"])
 def test_an_evaluation_that_lost_a_file_makes_it_again(
     inputs: Path, base: Base, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -369,6 +377,13 @@ def remove_scores(output: Path) -> None:
     (output / "scores" / "utility" / "exact_match.jsonl").unlink()
 
 
+def damage(place: str, text: str) -> Any:
+    def tamper(output: Path) -> None:
+        (output / place).write_text(text, encoding="utf-8")
+
+    return tamper
+
+
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
@@ -383,6 +398,17 @@ def remove_scores(output: Path) -> None:
         (remove_weights, r"adapter_model.safetensors is missing"),
         (remove_arm, r"utility/arm.json is missing"),
         (remove_scores, r"utility/exact_match.jsonl is missing"),
+        (
+            damage("manifest.json", "{"),
+            r"manifest.json is damaged: .* Throw the run away: sst-merge run FILE --replace",
+        ),
+        (
+            damage("diagnostics.json", ""),
+            r"diagnostics.json is damaged: .* Remove it, and make it again: sst-merge run",
+        ),
+        (damage("scores/merged/arm.json", "{}"), r"merged/arm.json is damaged: it has no artefact_sha256. Remove it"),
+        (damage("scores/base/arm.json", "{}"), r"base/arm.json is damaged: it has no device. Remove it"),
+        (damage("looks.jsonl", '{"items"'), r"looks.jsonl is damaged. Remove the damaged line; the look"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -10,7 +10,7 @@ from sst_merge.errors import NumericalError, RunFolderError
 from sst_merge.models import Base
 from sst_merge.run_folder import RunFolder
 from sst_merge.stages.evaluate import _probe, _whole_batches, relative_distance
-from sst_merge.stages.report import _read_samples
+from sst_merge.stages.report import _read_lines
 from tiny import random_adapter, tiny_base, zero_adapter
 from tiny_run import copied, run_tiny
 
@@ -69,15 +69,15 @@ def test_a_file_may_be_torn_at_any_byte(tmp_path: Path) -> None:
 def test_samples_are_read_whatever_their_answers_hold(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(whole("abc"))
-    assert _read_samples(file) == [{"id": name, "answer": NASTY} for name in "abc"]
+    assert _read_lines(file, "id", "Run again.") == [{"id": name, "answer": NASTY} for name in "abc"]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]\n", b'{"no": 1}\n', b"\xff\xfe\n", b"1\n", whole("ab")[:-9]])
 def test_a_damaged_file_is_told_by_name(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"x.jsonl is damaged"):
-        _read_samples(file)
+    with pytest.raises(RunFolderError, match=r"x.jsonl is damaged. Run again."):
+        _read_lines(file, "id", "Run again.")
 
 
 def test_weights_without_likelihoods_stop_the_evaluation(inputs: Path, base: Base, tmp_path: Path) -> None:
