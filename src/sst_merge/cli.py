@@ -332,9 +332,12 @@ def methods(
 def tasks(
     name: Annotated[str | None, typer.Argument(help="Task to describe.")] = None, as_json: AsJson = False
 ) -> None:
-    """Evaluation tasks: what there is, what they measure, source."""
-    from sst_merge.tasks import TASKS
+    """Evaluation tasks: what there is, what they measure, source; lm_eval:NAME for one of lm-eval's."""
+    from sst_merge.tasks import TASKS, is_lm_eval, lm_eval_entry
 
+    if name is not None and is_lm_eval(name):
+        _list({name: name}, name, as_json, lm_eval_entry)
+        return
     _list(TASKS, name, as_json, task_entry)
 
 
