@@ -20,7 +20,7 @@ from sst_merge.adapter_io import (
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.errors import ConfigError, ModelError, SSTMergeError
-from sst_merge.models import QUANTISED, architecture, model_identity, placement
+from sst_merge.models import QUANTISED, architecture, check_weights, load_tokenizer, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
@@ -94,6 +94,8 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     }
     modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
     _check_shapes(config, modules)
+    load_tokenizer(config.base_model, config.revision, config.chat_template)
+    check_weights(config.base_model, config.revision)
     _check_store(config, root)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
@@ -174,6 +176,8 @@ def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SST
     steps: list[Callable[[], object]] = [
         *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
         partial(architecture, config.base_model, config.revision),
+        partial(load_tokenizer, config.base_model, config.revision, config.chat_template),
+        partial(check_weights, config.base_model, config.revision),
         partial(placement, config.device, config.dtype),
         partial(_check_store, config, root),
         partial(RunFolder(config.output).refuse_foreign, {}),
