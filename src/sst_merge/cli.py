@@ -373,7 +373,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of text.")] = False,
 ) -> None:
-    """What result files of experiment 1 support, in plain words; reads files of the prototype, too."""
+    """What result files of experiment 1, or results.json of a run, support, in plain words; the prototype's, too."""
     from sst_merge.experiments import statements
     from sst_merge.experiments.audit import audit_files
 
