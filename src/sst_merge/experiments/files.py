@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sst_merge.errors import DataError
+from sst_merge.safety_tax import SCHEMA as TAX_SCHEMA
 
 SCHEMA = "sst-merge/exp1/1"
-RUN_SCHEMA = "sst-merge/report/1"
-TAX_SCHEMA = "sst-merge/safety-tax/1"
+RUN_SCHEMA = "sst-merge/report/1"  # as in rendering, which is slow to import
 MOST_SAMPLES = 1_000_000_000
 LARGEST = 10**15  # of whole numbers that are taken for counts
 PROVENANCE = (
