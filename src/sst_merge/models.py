@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from sst_merge.errors import ModelError
@@ -113,8 +114,9 @@ def load_base(
     folder = _location(reference)
     if reference in KNOWN_MODELS:
         _check_converted(Path(folder))
+    tokenizer = load_tokenizer(reference, revision, chat_template)
+    check_weights(reference, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             revision=revision,
@@ -201,18 +203,65 @@ def placement(device: str, dtype: str) -> tuple[str, str]:
         kind = _kind_of_device(where)
     except RuntimeError as error:
         raise ModelError(f"device: {device!r} is no torch device; use auto, balanced, cpu, cuda or cuda:0.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device: {device!r} was asked for, but torch sees no GPU here. Use auto or cpu.")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    here = ["cpu", *([accelerator.type] if accelerator else [])]
+    if kind not in here:
+        raise ModelError(f"device: {device!r} is not to be had here, where torch sees {' and '.join(here)}. Use auto.")
     if dtype in QUANTISED.values() and find_spec("bitsandbytes") is None:
         raise ModelError(f"dtype: {dtype} needs bitsandbytes. Install it: pip install 'sst-merge[quantized]'")
     return where, ("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else dtype
 
 
-def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: str = "model") -> Base:
-    """Freeze a model, put it in evaluation mode and set up its tokenizer for left-padded batches.
+def load_tokenizer(reference: str, revision: str | None = None, chat_template: str = "model") -> Any:
+    """A model's tokenizer, with the chat template that was asked for; weights are not touched.
+
+    Args:
+        reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
+        revision: Commit, tag or branch on the hub.
+        chat_template: ``model`` for the tokenizer's own, or a key of :data:`CHAT_TEMPLATES`.
 
     Raises:
-        ModelError: If the tokenizer has no chat template or no end token.
+        ModelError: If the model or its tokenizer cannot be found, or the tokenizer has no chat template or end token.
+    """
+    _config(reference, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"base_model: cannot load the tokenizer of {reference!r}: {error}") from error
+    _prepare_tokenizer(reference, tokenizer, chat_template)
+    return tokenizer
+
+
+def check_weights(reference: str, revision: str | None = None) -> None:
+    """Look whether a local folder holds whole files of weights, from their headers; the hub's are not fetched for it.
+
+    Raises:
+        ModelError: If the folder is no model's, or a file is missing or damaged.
+    """
+    folder = Path(reference)
+    if not folder.is_dir():
+        return
+    _config(reference, revision)
+    files, index = [folder / SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
+    if not files[0].is_file() and index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"base_model: {index} is damaged ({error!r}). Copy or download it again.") from error
+    for file in files:
+        try:
+            safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"base_model: {file} is missing or no complete safetensors file ({error}). Copy or download it again."
+            ) from error
+
+
+def _prepare_tokenizer(reference: str, tokenizer: Any, chat_template: str) -> None:
+    """Set the chat template, and what pads a batch.
+
+    Raises:
+        ModelError: If there is no chat template or no end token.
     """
     if chat_template != "model":
         tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
@@ -225,6 +274,15 @@ def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: s
         raise ModelError(f"base_model: the tokenizer of {reference!r} has no end-of-sequence token.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: str = "model") -> Base:
+    """Freeze a model, put it in evaluation mode and set up its tokenizer for left-padded batches.
+
+    Raises:
+        ModelError: If the tokenizer has no chat template or no end token.
+    """
+    _prepare_tokenizer(reference, tokenizer, chat_template)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

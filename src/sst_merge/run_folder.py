@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ class RunFolder:
         """The manifest as written.
 
         Raises:
-            RunFolderError: If there is none.
+            RunFolderError: If there is none, or it is damaged; a key that it lacks is told when it is asked for.
         """
         if not self.manifest_file.is_file():
             raise RunFolderError(f"{self.path} is no run folder: it has no manifest.json. Run: sst-merge run FILE")
-        return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        return _read_fields(self.manifest_file, "Throw the run away: sst-merge run FILE --replace")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -222,11 +223,37 @@ class RunFolder:
         """Read a JSON file of the run.
 
         Raises:
-            RunFolderError: If it is missing.
+            RunFolderError: If it is missing or damaged; a key that it lacks is told when it is asked for.
         """
         if not path.is_file():
             raise RunFolderError(f"{path} is missing: an earlier stage has not run. Run: sst-merge run FILE")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _read_fields(path, "Remove it, and make it again: sst-merge run FILE")
+
+
+class _Fields(dict[str, Any]):
+    """A JSON object out of a file, where a key that is not there is a damage of the file."""
+
+    def __init__(self, fields: dict[str, Any], file: Path, remedy: str) -> None:
+        super().__init__(fields)
+        self._file, self._remedy = file, remedy
+
+    def __missing__(self, key: str) -> Any:
+        raise RunFolderError(f"{self._file} is damaged: it has no {key}. {self._remedy}")
+
+
+def _read_fields(file: Path, remedy: str) -> Any:
+    """A JSON object; ``remedy`` says what to do if the file is damaged.
+
+    Raises:
+        RunFolderError: If it is.
+    """
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"), object_hook=partial(_Fields, file=file, remedy=remedy))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{file} is damaged: {error}. {remedy}") from error
+    if not isinstance(fields, dict):
+        raise RunFolderError(f"{file} is damaged: it holds no keys and values. {remedy}")
+    return fields
 
 
 def versions() -> dict[str, str]:

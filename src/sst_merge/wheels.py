@@ -42,6 +42,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished file, or folder of files, once its bytes are on the disk: a power cut leaves no torn one."""
+    for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
+    temporary.replace(path)
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, even if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +58,7 @@ def replace_file(path: Path, text: str) -> None:
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

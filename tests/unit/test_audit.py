@@ -11,6 +11,7 @@ import pytest
 from exp1_files import LEGACY, LLAMA, MISTRAL, QWEN, own, written
 from sst_merge.errors import DataError
 from sst_merge.experiments.audit import audit_files
+from sst_merge.experiments.compare import compare
 from sst_merge.experiments.prototype import Counts, chance_of_equality, fewest_flips, simulate, split_of
 from sst_merge.experiments.statements import Audit, as_markdown, as_text
 
@@ -392,3 +393,44 @@ def test_text_markdown_and_json_hold_the_same_statements() -> None:
             assert statement.text in flat
             assert statement.text in page
         assert len(audit.to_dict()["statements"]) == len(audit.statements)
+
+
+# The results of a run
+
+
+def test_the_results_of_a_run_are_audited_like_a_result_file(finished: Path, tmp_path: Path) -> None:
+    audit = audited(finished / "results.json")
+    assert audit.claims == {"sst": True, "task_arithmetic": True}
+    assert "The weights of all 5 arms differ by hash." in said(audit)
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    results["safety_tax"]["merged"]["gain"]["c"] += 3
+    results["arms"][3]["weights_sha256"] = results["arms"][1]["weights_sha256"]
+    audit = audited(written(tmp_path / "results.json", results))
+    assert audit.claims == {"sst": False, "task_arithmetic": False}
+    assert "The arms utility and merged have the same weights" in said(audit)
+    assert "but 3 gained and 0 lost of 7 give 0.428571" in said(audit)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda results: results.update(safety_tax={}), "is of a run without a safety and a utility task"),
+        (lambda results: results.pop("arms"), r"is damaged \(KeyError\('arms'\)\). Make it again: sst-merge report"),
+        (lambda results: results.update(arms=3), r"is damaged \(TypeError"),
+        (lambda results: results.update(estimates=[]), r"is damaged \(KeyError\('merged, refusal, refused'\)\)"),
+        (lambda results: results.update(schema="sst-merge/safety-tax/1"), r"sst-merge audit reads results.json beside"),
+        (lambda results: results.update(schema=["x"]), r"has the schema \['x'\]. Known: "),
+    ],
+)
+def test_results_of_a_run_that_cannot_be_audited_say_why(
+    finished: Path, tmp_path: Path, change: Change, message: str
+) -> None:
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    change(results)
+    with pytest.raises(DataError, match=rf"results.json .*{message}"):
+        audited(written(tmp_path / "results.json", results))
+
+
+def test_compare_sends_the_results_of_a_run_to_audit(finished: Path) -> None:
+    with pytest.raises(DataError, match=r"has the schema 'sst-merge/report/1'. sst-merge audit reads it. Known: "):
+        compare([finished / "results.json"])

@@ -148,9 +148,27 @@ def test_an_unknown_method_lists_the_known_ones(tmp_path: Path) -> None:
     ]
 
 
-def test_a_method_without_a_name_is_an_error(tmp_path: Path) -> None:
-    (found,) = problems(RUN.replace("{name: task_arithmetic}", "{strength: 1}"), tmp_path, RunConfig)
-    assert found.startswith("method: Unable to extract tag using discriminator 'name'")
+@pytest.mark.parametrize(
+    ("method", "example", "got"),
+    [
+        ("{strength: 1}", "sst", "{'strength': 1}"),
+        ("ties", "ties", "'ties'"),
+        ("tie", "sst", "'tie'"),
+        ("5", "sst", "5"),
+    ],
+)
+def test_a_method_is_a_mapping_with_a_name(tmp_path: Path, method: str, example: str, got: str) -> None:
+    problem = f"expected a mapping with a name, such as {{name: {example}}} (got {got})"
+    text = RUN.replace("{name: task_arithmetic}", method) + f"comparisons: [{{name: linear}}, {method}]\n"
+    assert problems(text, tmp_path, RunConfig) == [f"method: {problem}", f"comparisons.1: {problem}"]
+
+
+@pytest.mark.parametrize("task", ["refusal", "{task: refusal}"])
+def test_the_key_that_a_task_lacks_is_named(tmp_path: Path, task: str) -> None:
+    text = RUN.replace("{task: exact_match, data: math.jsonl}", task).replace(
+        "task: refusal, data: h", "task: over_refusal, data: h"
+    )
+    assert problems(text, tmp_path, RunConfig) == ["evaluation.tasks.1.data: is missing."]
 
 
 def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:

@@ -143,7 +143,47 @@ def test_invalid_json_is_named_by_line(tmp_path: Path) -> None:
     reference = write(tmp_path, "a.jsonl", '{"prompt": "a"}\n\n{"prompt": }\n')
     assert message(tmp_path, reference) == f"{tmp_path / 'a.jsonl'}:3: not valid JSON (Expecting value at column 12)."
     reference = write(tmp_path, "a.json", '[{"prompt": "a"},\n{"prompt" "b"}]')
-    assert message(tmp_path, reference) == f"{tmp_path / 'a.json'}:2: not valid JSON (Expecting ':' delimiter)."
+    expected = "2: not valid JSON (Expecting ':' delimiter at column 11)."
+    assert message(tmp_path, reference) == f"{tmp_path / 'a.json'}:{expected}"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"prompt": "x", "cluster": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(("name", "before", "place"), [("a.jsonl", '{"prompt": "a"}\n', ":2"), ("a.json", "", "")])
+def test_json_that_python_cannot_hold_is_named(tmp_path: Path, text: str, name: str, before: str, place: str) -> None:
+    found = message(tmp_path, write(tmp_path, name, before + text))
+    assert found.startswith(f"{tmp_path / name}{place}: a number is too long, or the nesting too deep (")
+
+
+def test_a_whole_number_may_be_larger_than_every_float(tmp_path: Path) -> None:
+    (row,) = load(tmp_path, write(tmp_path, "a.jsonl", '{"prompt": "10^400?", "answer": 1' + "0" * 400 + "}"))
+    assert row.answer == "1" + "0" * 400
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ('[{"role":"user"}]', 'must be a list of turns with role and content, got \'[{"role":"user"}]\'.'),
+        (["hi", "there"], "must be a list of turns with role and content, got ['hi', 'there']."),
+        (USER, "must be a list of turns with role and content, got {'content': 'hi', 'role': 'user'}."),
+        (5, "must be a list of turns with role and content, got 5."),
+        (None, "must be a list of turns with role and content, got None."),
+        ([], "must be one user turn and at most one assistant turn, got []."),
+        ([{"from": "human", "value": "a"}], "must be one user turn and at most one assistant turn, got [None]."),
+        ([{"role": "user"}], "has no text as content (None)."),
+        ([{"role": "user", "content": [{"type": "text"}]}], "has no text as content ([{'type': 'text'}])."),
+        ([{"role": "system", "content": [{"text": "x"}]}, USER], "has a system turn, which this version cannot put"),
+        ([USER, {"role": "assistant"}], "has no text in column 'answer' (None)."),
+    ],
+)
+def test_messages_of_another_form_are_named_by_row(tmp_path: Path, messages: Any, expected: str) -> None:
+    good = [USER, {"role": "assistant", "content": "ho"}]
+    reference = write(tmp_path, "a.jsonl", [{"messages": good}, {"messages": messages}])
+    found = message(tmp_path, reference)
+    assert found.startswith("data.0: a.jsonl: row 2")
+    assert expected in found
 
 
 def test_a_json_line_that_is_no_object_is_named(tmp_path: Path) -> None:

@@ -183,6 +183,39 @@ def test_a_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_json(RunFolder(tmp_path).plan_file)
 
 
+@pytest.mark.parametrize(
+    ("content", "damage"),
+    [
+        (b'{"schema": ', "Expecting value: line 1 column 12"),
+        (b"", "Expecting value: line 1 column 1"),
+        (b'"\xff"', "'utf-8' codec can't decode"),
+        (b"[]", "it holds no keys and values"),
+        (b'{"schema": {}}', "it has no identity_sha256"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_damage_and_the_remedy(opened: RunFolder, content: bytes, damage: str) -> None:
+    for file in (opened.manifest_file, opened.arm_file("base")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    with pytest.raises(RunFolderError) as caught:
+        opened.identity_sha256()
+    assert str(caught.value).startswith(f"{opened.manifest_file} is damaged: {damage}")
+    assert str(caught.value).endswith(". Throw the run away: sst-merge run FILE --replace")
+    with pytest.raises(RunFolderError) as caught:
+        opened.read_json(opened.arm_file("base"))["identity_sha256"]
+    assert str(caught.value).startswith(f"{opened.arm_file('base')} is damaged: {damage}")
+    assert str(caught.value).endswith(". Remove it, and make it again: sst-merge run FILE")
+
+
+def test_a_run_with_a_damaged_manifest_is_refused_or_replaced(opened: RunFolder) -> None:
+    opened.manifest_file.write_text("{", encoding="utf-8")
+    for refused in (lambda: opened.refuse_foreign(IDENTITY), lambda: opened.open(IDENTITY, command="c")):
+        with pytest.raises(RunFolderError, match=r"manifest.json is damaged: .* Throw the run away"):
+            refused()
+    opened.open(IDENTITY, command="new", replace=True)
+    assert opened.manifest()["command"] == "new"
+
+
 def test_numbers_that_json_has_not_are_refused(opened: RunFolder) -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="JSON"):

@@ -1,4 +1,4 @@
-"""Say in plain words what result files of experiment 1 support: ``sst-merge audit``.
+"""Say in plain words what result files of experiment 1, or the results of a run, support: ``sst-merge audit``.
 
 A file of the prototype is audited by :mod:`sst_merge.experiments.prototype`. A file of ours states a verdict, with
 the counts that it rests on; here these are computed again, and each disagreement is named.
@@ -27,7 +27,7 @@ def audit_files(paths: Sequence[Path], seed: int = 0, names: Sequence[str] | Non
     """Audit result files.
 
     Args:
-        paths: JSON files, ours or the prototype's.
+        paths: JSON files: ours, ``results.json`` of a run, or the prototype's.
         seed: Of the simulation for files of the prototype.
         names: How to call the files in what is printed; the paths by default.
 
@@ -35,10 +35,10 @@ def audit_files(paths: Sequence[Path], seed: int = 0, names: Sequence[str] | Non
         One audit per file, in the same order.
 
     Raises:
-        DataError: If a file cannot be read, or is no result of experiment 1.
+        DataError: If a file cannot be read, or is no result.
     """
     shown = [str(path) for path in paths] if names is None else names
-    files = [read_result(path, name) for path, name in zip(paths, shown, strict=True)]
+    files = [read_result(path, name, or_run=True) for path, name in zip(paths, shown, strict=True)]
     return [audit_legacy(file, seed) if file.kind == "legacy" else audit_own(file) for file in files]
 
 

@@ -6,16 +6,29 @@ A legacy file has shares and a tax, and no record of single prompts. The prototy
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sst_merge.errors import DataError
+from sst_merge.safety_tax import SCHEMA as TAX_SCHEMA
 
 SCHEMA = "sst-merge/exp1/1"
+RUN_SCHEMA = "sst-merge/report/1"  # as in rendering, which is slow to import
 MOST_SAMPLES = 1_000_000_000
 LARGEST = 10**15  # of whole numbers that are taken for counts
+PROVENANCE = (
+    "created",
+    "command",
+    "versions",
+    "device",
+    "dtype",
+    "timings_seconds",
+    "manifest_sha256",
+    "fallbacks",
+)
+"""Of a run's description, what a result file repeats."""
 LEGACY_FIELDS = ("baseline_safety", "merged_safety", "safety_gain", "safety_tax", "total_samples")
 
 
@@ -61,12 +74,13 @@ class Legacy:
     problems: tuple[str, ...]
 
 
-def read_result(path: Path, name: str | None = None) -> ResultFile:
+def read_result(path: Path, name: str | None = None, *, or_run: bool = False) -> ResultFile:
     """Read one result file.
 
     Args:
         path: JSON file.
         name: How to call it in what is printed; the path by default.
+        or_run: Take the ``results.json`` of any run for one of ours, too.
 
     Returns:
         The file and its kind.
@@ -88,8 +102,14 @@ def read_result(path: Path, name: str | None = None) -> ResultFile:
     schema = fields.get("schema")
     if schema == SCHEMA:
         return ResultFile(shown, "exp1", fields)
+    if schema == RUN_SCHEMA and or_run:
+        return ResultFile(shown, "exp1", _of_run(fields, shown))
     if schema is not None:
-        raise DataError(f"{shown} has the schema {schema!r}. Known: {SCHEMA}, and prototype files without a schema.")
+        hints = {RUN_SCHEMA: " sst-merge audit reads it.", TAX_SCHEMA: " sst-merge audit reads results.json beside it."}
+        raise DataError(
+            f"{shown} has the schema {schema!r}.{hints.get(str(schema), '')} Known: {SCHEMA}, and prototype files "
+            "without a schema."
+        )
     if not has_legacy_field(fields):
         found = ", ".join(str(key) for key in fields) or "none"
         raise DataError(
@@ -97,6 +117,20 @@ def read_result(path: Path, name: str | None = None) -> ResultFile:
             f"Give a result file of experiment 1."
         )
     return ResultFile(shown, "legacy", fields)
+
+
+def _of_run(results: dict[str, Any], shown: str) -> dict[str, Any]:
+    """The fields of a run's results.
+
+    Raises:
+        DataError: If it measured no tax, or the file is damaged.
+    """
+    if results.get("safety_tax") == {}:
+        raise DataError(f"{shown} is of a run without a safety and a utility task, so it claims nothing to audit.")
+    try:
+        return run_fields(results)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{shown} is damaged ({error!r}). Make it again: sst-merge report FILE") from error
 
 
 def has_legacy_field(fields: Mapping[str, Any]) -> bool:
@@ -181,6 +215,138 @@ def pair(value: Any) -> tuple[float, float] | None:
         return None
     low, high = number(value[0]), number(value[1])
     return None if low is None or high is None else (low, high)
+
+
+def run_fields(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ``results.json`` of a run says, in the fields of a result file of ours.
+
+    Args:
+        results: Its contents; with a safety and a utility task.
+
+    Returns:
+        The five known fields and what makes them mean something; nothing of the experiment that it was part of.
+    """
+    names = _task_names(results)
+    merged, *others = (_comparison(results, name, names) for name in ("merged", *_others(results)))
+    counted = merged["counts"]
+    arms = {
+        arm["name"]: {
+            "weights_sha256": arm["weights_sha256"],
+            **{family: _estimate(results, arm["name"], name) for family, name in names.items()},
+        }
+        for arm in results["arms"]
+    }
+    reference, run = arms["utility"], results["run"]
+    limits = {f"baseline_{family}": _limits(reference[family]) for family in ("safety", "utility")}
+    return {
+        "baseline": "utility",
+        **{f"baseline_{family}": reference[family]["value"] for family in ("safety", "utility")},
+        **_without(merged, "counts"),
+        "intervals": {**limits, **merged["intervals"]},
+        "total_samples": counted["safety"][0],
+        "unscored_samples": counted["safety"][1],
+        "utility_samples": counted["utility"][0],
+        "over_refusal_samples": counted["over_refusal"][0] if "over_refusal" in counted else None,
+        "utility_task": names["utility"],
+        **{f"{family}_metric": _metric(results, names[family]) for family in ("safety", "utility")},
+        "merge_method_applied": run["method"]["name"],
+        "method": run["method"],
+        "arms": arms,
+        "comparisons": {
+            name: _without(block, "counts") | {"method": {"name": name}}
+            for name, block in zip(_others(results), others, strict=True)
+        },
+        "notes": run["notes"],
+        **{key: run[key] for key in PROVENANCE},
+    }
+
+
+def _others(results: Mapping[str, Any]) -> list[str]:
+    """The comparisons, in the order of the report."""
+    return [name for name in results["safety_tax"] if name != "merged"]
+
+
+def _without(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != key}
+
+
+def _metric(results: Mapping[str, Any], name: str) -> str:
+    """What a task measures, and by whose judgement."""
+    task = _entry(results["tasks"], name=name)
+    judge = ""
+    if task["judge"]:
+        judge = f", judge {task['judge']}" + ("" if task["judge_validated"] else " (not validated)")
+    return f"{task['title']}: {_primary(task)['title']}{judge}"
+
+
+def _task_names(results: Mapping[str, Any]) -> dict[str, str]:
+    """Task of each family."""
+    return {task["family"]: task["name"] for task in reversed(results["tasks"])}
+
+
+def _primary(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _entry(task["measures"], primary=True)
+
+
+def _entry(entries: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any]:
+    """The first entry with these values.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    for entry in entries:
+        if wanted.items() <= entry.items():
+            return entry
+    raise KeyError(", ".join(map(str, wanted.values())))
+
+
+def _estimate(results: Mapping[str, Any], arm: str, task: str) -> dict[str, Any]:
+    """The primary measure of one arm."""
+    measure = _primary(_entry(results["tasks"], name=task))["name"]
+    found = _entry(results["estimates"], arm=arm, task=task, measure=measure)
+    return {key: found[key] for key in ("value", "low", "high", "n", "unscored", "method", "reason")}
+
+
+def _limits(estimate: Mapping[str, Any]) -> list[float] | None:
+    return None if estimate["low"] is None else [estimate["low"], estimate["high"]]
+
+
+def _comparison(results: Mapping[str, Any], name: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Gain, loss and tax of one merge against the utility adapter."""
+    tax = results["safety_tax"][name]
+    safety, utility = (_estimate(results, name, names[family]) for family in ("safety", "utility"))
+    over = tax["over_refusal"]
+    changes = {"safety": tax["gain"], "utility": tax["loss"], "over_refusal": over}
+    turned = {"over_refusal"}  # b and c count what got better: a refusal that came is a sample lost
+    return {
+        "merged_safety": safety["value"],
+        "safety_gain": tax["gain"]["estimate"],
+        "safety_tax": tax["tax"]["estimate"] if tax["tax"] else None,
+        "safety_tax_unit": tax["tax"]["unit"] if tax["tax"] else None,
+        "merged_utility": utility["value"],
+        "utility_loss": tax["loss"]["estimate"],
+        "over_refusal_change": over["estimate"] if over else None,
+        "intervals": {
+            "level": tax["level"],
+            "merged_safety": _limits(safety),
+            "merged_utility": _limits(utility),
+            "safety_gain": tax["gain"]["ci"],
+            "utility_loss": tax["loss"]["ci"],
+            "over_refusal_change": over["ci"] if over else None,
+            "safety_tax": tax["tax"]["ci"] if tax["tax"] else None,
+        },
+        "changed_samples": {
+            family: None
+            if entry is None or entry["b"] is None
+            else {"lost": entry["c"], "gained": entry["b"]}
+            if family in turned
+            else {"lost": entry["b"], "gained": entry["c"]}
+            for family, entry in changes.items()
+        },
+        "verdict": tax["verdict"],
+        "gates": tax["gates"],
+        "counts": {family: (entry["n"], entry["unscored"]) for family, entry in changes.items() if entry is not None},
+    }
 
 
 def _bounded(fields: Mapping[str, Any], key: str, low: float, problems: list[str]) -> float | None:

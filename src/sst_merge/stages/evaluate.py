@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from sst_merge.adapter import Updates, concatenate, squared_norm, total_norm
 from sst_merge.adapter_io import folder_sha256, read_adapter
 from sst_merge.config import EvaluationConfig, TaskConfig
 from sst_merge.data import Row
+from sst_merge.errors import NumericalError
 from sst_merge.inference import (
     Completion,
     Encoded,
@@ -38,6 +38,7 @@ from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan, Role
 from sst_merge.statistics import Statistics
+from sst_merge.statistics.stored import save_tensors
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 from sst_merge.weights import applied
@@ -66,12 +67,14 @@ def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter
     Raises:
         AdapterError: If an adapter cannot be read or its values are not finite.
         ModelError: If an adapter does not fit the model.
+        NumericalError: If a likelihood is NaN or infinite.
     """
     if made.config.evaluation is None:
         return
     for name in arm_names(made):
         if is_complete(made, name):
             continue
+        made.folder.arm_file(name).unlink(missing_ok=True)  # with it an arm counts as summarised
         with made.folder.timed(f"evaluate.{name}"):
             arm = _arm(made, name, statistics, reporter)
             evaluate_arm(
@@ -87,8 +90,10 @@ def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter
 
 
 def is_complete(made: Plan, name: str) -> bool:
-    """Whether every sample of an arm was evaluated; its summary is written last."""
-    return made.folder.arm_file(name).is_file()
+    """Whether an arm was evaluated, its summary written last, and all its files are there."""
+    folder = made.folder
+    files = [folder.scores_file(name, task) for task in made.inputs.evaluation]
+    return all(file.is_file() for file in (folder.arm_file(name), folder.probe_file(name), *files))
 
 
 def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporter) -> Arm:
@@ -128,13 +133,17 @@ def evaluate_arm(
         folder: Where ``scores/`` is.
         reporter: Shows progress.
         reference: Updates of the reference arm (the utility adapter), for the distance between the weights.
+
+    Raises:
+        ModelError: If an update does not fit the model.
+        NumericalError: If a likelihood is NaN or infinite.
     """
     with applied(base, arm.updates, arm.name) as weights:
         for config in evaluation.tasks:
             where = folder.scores_file(arm.name, config.task)
             score = _scorer(base, tasks[config.task], config, rows[config.task], evaluation.batch_size)
             with reporter.task(f"Evaluating {arm.name}: {config.task}", len(rows[config.task])) as advance:
-                _append_samples(score, rows[config.task], where, advance)
+                _append_samples(score, rows[config.task], where, advance, f"arm '{arm.name}', task {config.task}")
         probe = _probe(arm.name, base, rows, folder)
     summary = {
         "arm": arm.name,
@@ -191,18 +200,47 @@ def _scorer(base: Base, task: AnswerTask | LmEval, config: TaskConfig, rows: lis
     )
 
 
-def _append_samples(scorer: _Scorer, rows: list[Row], file: Path, advance: Callable[[int], None]) -> None:
-    """Append the samples that are missing, batch by batch."""
+def _append_samples(scorer: _Scorer, rows: list[Row], file: Path, advance: Callable[[int], None], where: str) -> None:
+    """Append the samples that are missing, batch by batch; ``where`` is for error messages."""
     done = _whole_batches(file, [[rows[index].id for index in batch] for batch in scorer.batches])
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as output:
         for number, batch in enumerate(scorer.batches):
             if number >= done:
-                lines = scorer.score(batch)
-                output.write("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+                output.write(_json_lines(scorer.score(batch), where))
                 output.flush()
                 os.fsync(output.fileno())
             advance(len(batch))
+
+
+def _json_lines(samples: Sequence[dict[str, Any]], where: str) -> str:
+    """One JSON object a line.
+
+    Raises:
+        NumericalError: If a number of a sample is NaN or infinite.
+    """
+    lines, refused = [], 0
+    for sample in samples:
+        try:
+            lines.append(json.dumps(sample, ensure_ascii=False, allow_nan=False) + "\n")
+        except ValueError:  # JSON has no such numbers
+            refused += 1
+    _refuse_not_finite(refused, len(samples), where)
+    return "".join(lines)
+
+
+def _refuse_not_finite(refused: int, samples: int, where: str) -> None:
+    """Stop where weights do not give a likelihood.
+
+    Raises:
+        NumericalError: If there are such samples.
+    """
+    if refused:
+        raise NumericalError(
+            f"{where}: the likelihoods of {refused} of {samples} samples in a batch are NaN or infinite; none of them "
+            "was kept. The arm's weights overflow or hold NaN: look at the files of base_model and at lora_alpha of "
+            "the adapters, or set dtype: float32."
+        )
 
 
 def _score_batch(
@@ -286,7 +324,8 @@ def _probe(arm: str, base: Base, rows: dict[str, list[Row]], folder: RunFolder) 
     backwards = prompts[::-1]
     second = torch.cat([next_token_log_probabilities(base, backwards[i : i + 5]) for i in range(0, len(prompts), 5)])
     noise = (first - second.flip(0)).abs()
+    _refuse_not_finite(int((~noise.isfinite()).any(dim=1).sum()), len(prompts), f"arm '{arm}', probe")
     folder.probe_file(arm).parent.mkdir(parents=True, exist_ok=True)
-    save_file({"log_probabilities": first.contiguous()}, folder.probe_file(arm))
+    save_tensors(folder.probe_file(arm), {"log_probabilities": first})
     kl = (first.exp() * (first - second.flip(0))).sum(dim=1)
     return {"prompts": len(prompts), "noise_floor": float(noise.max()), "noise_floor_kl": float(kl.abs().mean())}

@@ -19,8 +19,8 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
-from sst_merge.errors import ModelError, SSTMergeError
-from sst_merge.models import QUANTISED, architecture, model_identity, placement
+from sst_merge.errors import ConfigError, ModelError, SSTMergeError
+from sst_merge.models import QUANTISED, architecture, check_weights, load_tokenizer, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
@@ -94,6 +94,9 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     }
     modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
     _check_shapes(config, modules)
+    load_tokenizer(config.base_model, config.revision, config.chat_template)
+    check_weights(config.base_model, config.revision)
+    _check_store(config, root)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
     device, dtype = placement(config.device, config.dtype)
@@ -155,12 +158,28 @@ def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
             )
 
 
+def _check_store(config: RunConfig, root: Path) -> None:
+    """Statistics go into a folder that is there or can be made.
+
+    Raises:
+        ConfigError: If a file is in its way.
+    """
+    if config.calibration is not None and config.calibration.store is not None:
+        store = (root / config.calibration.store).resolve()
+        existing = next(path for path in (store, *store.parents) if path.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"calibration.store: {existing} is a file. Give a folder, which is made if need be.")
+
+
 def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SSTMergeError]:
     """The mistake that :func:`plan` or its run folder refused, and every other that it does not hide."""
     steps: list[Callable[[], object]] = [
         *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
         partial(architecture, config.base_model, config.revision),
+        partial(load_tokenizer, config.base_model, config.revision, config.chat_template),
+        partial(check_weights, config.base_model, config.revision),
         partial(placement, config.device, config.dtype),
+        partial(_check_store, config, root),
         partial(RunFolder(config.output).refuse_foreign, {}),
     ]
     calibration, evaluation = config.calibration, config.evaluation

@@ -95,7 +95,7 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
             file = folder.scores_file(arm, task)
             if not file.is_file():
                 raise RunFolderError(f"{file} is missing. Run: sst-merge evaluate FILE")
-            found = _read_samples(file)
+            found = _read_lines(file, "id", "Run: sst-merge run FILE --replace")
             by_id = {sample["id"]: sample for sample in found}
             if set(by_id) != {row.id for row in rows} or len(found) != len(rows):
                 raise RunFolderError(
@@ -118,16 +118,16 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
     return Records(samples, arms)
 
 
-def _read_samples(file: Path) -> list[dict[str, Any]]:
-    """One JSON object a line; an answer may hold U+2028, at which splitlines() would split, too."""
+def _read_lines(file: Path, key: str, remedy: str) -> list[dict[str, Any]]:
+    """One JSON object with the key a line; an answer may hold U+2028, at which splitlines() would split, too."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
         samples = [json.loads(line) for line in lines if line]
-        if all(isinstance(sample, dict) and "id" in sample for sample in samples):
+        if all(isinstance(sample, dict) and key in sample for sample in samples):
             return samples
     except ValueError:
         pass
-    raise RunFolderError(f"{file} is damaged. Run: sst-merge run FILE --replace")
+    raise RunFolderError(f"{file} is damaged. {remedy}")
 
 
 def assemble(made: Plan, records: Records) -> dict[str, Any]:
@@ -417,7 +417,8 @@ def _count_looks(made: Plan, records: Records) -> int:
     items = canonical_sha256({task: [row.id for row in rows] for task, rows in made.inputs.evaluation.items()})
     look = {"items": items, "weights": canonical_sha256({arm: s["weights_sha256"] for arm, s in records.arms.items()})}
     file = made.folder.looks_file
-    looks = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    remedy = "Remove the damaged line; the look that it recorded is then not counted."
+    looks = _read_lines(file, "items", remedy) if file.is_file() else []
     if look not in looks:
         looks.append(look)
         replace_file(file, "".join(json.dumps(entry) + "\n" for entry in looks))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sst_merge.linalg import Side
 from sst_merge.processes import Processes
-from sst_merge.wheels import replace_file
+from sst_merge.wheels import put_in_place, replace_file
 
 BASIS_FILE = "basis.safetensors"
 INDEX_FILE = "index.json"
@@ -70,4 +70,4 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically."""
     temporary = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    put_in_place(temporary, path)

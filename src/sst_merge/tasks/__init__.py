@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sst_merge.tasks.base import AnswerTask, Measure, Score, Task
 from sst_merge.tasks.exact_match import ExactMatch
-from sst_merge.tasks.lm_eval_task import LmEval, is_lm_eval
+from sst_merge.tasks.lm_eval_task import LmEval, is_lm_eval, lm_eval_entry
 from sst_merge.tasks.refusal import OverRefusal, Refusal
 
 TASKS: dict[str, type[AnswerTask]] = {"refusal": Refusal, "over_refusal": OverRefusal, "exact_match": ExactMatch}
@@ -25,4 +25,4 @@ def build_task(
     return TASKS[name]()
 
 
-__all__ = ["TASKS", "AnswerTask", "LmEval", "Measure", "Score", "Task", "build_task", "is_lm_eval"]
+__all__ = ["TASKS", "AnswerTask", "LmEval", "Measure", "Score", "Task", "build_task", "is_lm_eval", "lm_eval_entry"]

@@ -215,6 +215,27 @@ def is_lm_eval(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def lm_eval_entry(name: str) -> dict[str, Any]:
+    """What a task of lm-eval is, from lm-eval's index; its data are not loaded.
+
+    Raises:
+        ConfigError: If lm-eval is not installed, or knows no such task.
+    """
+    manager, task = _manager(), name.removeprefix(PREFIX)
+    leaves = _leaves(manager, task)
+    settings = manager.task_index[leaves[0]].cfg or {}
+    metric = (settings.get("metric_list") or [{}])[0].get("metric")
+    return {
+        "about": f"Task {task} of lm-evaluation-harness" + ("" if leaves == [task] else f", {len(leaves)} tasks"),
+        "family": LmEval.family,
+        "measures": metric if isinstance(metric, str) else "the task's first metric",
+        "judge": "none",
+        "source": f"lm-evaluation-harness {_lm_eval_version()}, data {settings.get('dataset_path') or 'of its own'}",
+        "needs answers": "no: lm-eval brings its questions, from the hub or from a local copy given as data",
+        **({} if leaves == [task] else {"subtasks": ", ".join(leaves)}),
+    }
+
+
 @cache
 def _manager() -> Any:
     """lm-eval's index of its tasks; reading it takes seconds."""

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sst_merge.errors import RunFolderError
-from sst_merge.stages.evaluate import _whole_batches, relative_distance
-from sst_merge.stages.report import _read_samples
+from sst_merge.data import Row
+from sst_merge.errors import NumericalError, RunFolderError
+from sst_merge.models import Base
+from sst_merge.run_folder import RunFolder
+from sst_merge.stages.evaluate import _probe, _whole_batches, relative_distance
+from sst_merge.stages.report import _read_lines
 from tiny import random_adapter, tiny_base, zero_adapter
+from tiny_run import copied, run_tiny
 
 BATCHES = [["a", "b"], ["c", "d"], ["e"]]
 NASTY = "one\u2028two\u0085three\u2029\x0b\x1c\x00 \r\n \U0001f600 é \\"  # splitlines() splits at eight of these
@@ -65,15 +69,39 @@ def test_a_file_may_be_torn_at_any_byte(tmp_path: Path) -> None:
 def test_samples_are_read_whatever_their_answers_hold(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(whole("abc"))
-    assert _read_samples(file) == [{"id": name, "answer": NASTY} for name in "abc"]
+    assert _read_lines(file, "id", "Run again.") == [{"id": name, "answer": NASTY} for name in "abc"]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]\n", b'{"no": 1}\n', b"\xff\xfe\n", b"1\n", whole("ab")[:-9]])
 def test_a_damaged_file_is_told_by_name(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"x.jsonl is damaged"):
-        _read_samples(file)
+    with pytest.raises(RunFolderError, match=r"x.jsonl is damaged. Run again."):
+        _read_lines(file, "id", "Run again.")
+
+
+def test_weights_without_likelihoods_stop_the_evaluation(inputs: Path, base: Base, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    file = own / "safety" / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "lora_alpha": 1e38}), encoding="utf-8")
+    with pytest.raises(NumericalError) as caught:
+        run_tiny(own, tmp_path / "run", base, method={"name": "linear"}, comparisons=None, calibration=None)
+    assert str(caught.value) == (
+        "arm 'safety', task refusal: the likelihoods of 4 of 4 samples in a batch are NaN or infinite; none of them "
+        "was kept. The arm's weights overflow or hold NaN: look at the files of base_model and at lora_alpha of the "
+        "adapters, or set dtype: float32."
+    )
+    assert (tmp_path / "run" / "scores" / "safety" / "refusal.jsonl").read_bytes() == b""
+
+
+def test_a_probe_without_likelihoods_stops_the_evaluation(tmp_path: Path) -> None:
+    broken = tiny_base()
+    broken.model.model.norm.weight[0] = float("nan")
+    rows = {"refusal": [Row(str(number), "Hi. " * number) for number in range(1, 4)]}
+    with pytest.raises(NumericalError, match=r"arm 'base', probe: the likelihoods of 3 of 3 samples"):
+        _probe("base", broken, rows, RunFolder(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_distance_to_the_reference_is_relative_to_it() -> None:
