@@ -88,10 +88,20 @@ def run_file(file: Path, inputs: Path, output: Path, **changes: Any) -> Path:
     return file
 
 
-def run_tiny(inputs: Path, output: Path, base: Base, *, until: str = "report", **changes: Any) -> dict[str, Any]:
+def run_tiny(
+    inputs: Path, output: Path, base: Base, *, until: str = "report", replace_run: bool = False, **changes: Any
+) -> dict[str, Any]:
     """A run in this process on a model that is loaded already."""
     config = run_config(inputs, output, **changes)
-    return run(config, root=Path(), reporter=SilentReporter(), command="test", until=until, load=lambda: base)
+    return run(
+        config,
+        root=Path(),
+        reporter=SilentReporter(),
+        command="test",
+        until=until,
+        replace=replace_run,
+        load=lambda: base,
+    )
 
 
 def copied(inputs: Path, folder: Path) -> Path:

@@ -161,7 +161,7 @@ def merge(
     typer.echo(f"{diagnostics['modules_merged']} modules merged -> {config.output / 'adapter'}")
     if kept:
         typer.echo(f"kept of the safety update: {kept}")
-    if diagnostics["written_relative_error"] > 1e-6:
+    if (diagnostics["written_relative_error"] or 0.0) > 1e-6:  # None for a merge of zeros
         typer.echo(
             f"written adapter differs from the exact merge by {diagnostics['written_relative_error']:.2%} of its norm"
         )

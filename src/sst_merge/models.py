@@ -117,7 +117,7 @@ def load_base(
     tokenizer = load_tokenizer(reference, revision, chat_template)
     check_weights(reference, revision)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             revision=revision,
             use_safetensors=True,
@@ -128,6 +128,7 @@ def load_base(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
+    model, found = loaded
     _check_complete(reference, found)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")

@@ -20,7 +20,7 @@ from sst_merge.models import Base, linear_modules
 from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.weights import Applied
 from tiny import load_with_peft
-from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny
+from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny, run_values
 
 
 def verdict(output: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_plain_peft_gives_the_logits_of_the_arm_that_was_evaluated(finished: Pat
     loaded = replace(base, model=load_with_peft(base, finished / "adapter"))
     found = next_token_log_probabilities(loaded, [encode(base, prompt) for prompt in rows])
     probe = load_file(finished / "scores" / "merged" / "probe.safetensors")["log_probabilities"]
-    assert len(probe) == 17  # 16 probes over three tasks, rounded up per task, as far as there are rows
+    assert len(probe) == 16  # of 18 rows: the first ones of every task
     distances = (probe[:, None] - found[None]).abs().amax(dim=2).amin(dim=1)  # the order of the rows is a hash
     assert float(distances.max()) < 1e-4
     others = load_file(finished / "scores" / "utility" / "probe.safetensors")["log_probabilities"]
@@ -126,6 +126,31 @@ def test_strength_zero_is_the_utility_adapter_and_the_run_is_invalid(
         assert torch.equal(ours[name].dense(), update.dense())
     tax = verdict(tmp_path / "run")
     assert (tax["verdict"]["code"], tax["tax"]) == ("INVALID_IDENTICAL_WEIGHTS", None)
+
+
+def test_a_run_without_a_utility_task_is_checked_and_says_what_it_lacks(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    evaluation = run_values(inputs, tmp_path)["evaluation"]
+    only = {**evaluation, "tasks": [task for task in evaluation["tasks"] if task["task"] == "refusal"]}
+    run_tiny(inputs, tmp_path / "same", base, method={"name": "sst", "strength": 0.0}, evaluation=only)
+    assert verdict(tmp_path / "same")["verdict"]["code"] == "INVALID_IDENTICAL_WEIGHTS"
+    run_tiny(inputs, tmp_path / "run", base, evaluation=only)
+    tax = verdict(tmp_path / "run")
+    assert not tax["verdict"]["code"].startswith("INVALID")
+    assert tax["loss"]["reason"] == "no utility task was evaluated"
+    assert {gate["id"]: gate["status"] for gate in tax["gates"]}["G1"] == "pass"
+
+
+def test_looks_count_the_weights_that_a_sample_was_put_to(inputs: Path, base: Base, tmp_path: Path) -> None:
+    evaluation = run_values(inputs, tmp_path)["evaluation"]
+    looks = []
+    for strength, limit, comparisons in ((1.0, 6, None), (1.0, 6, [{"name": "ties"}]), (0.5, 5, None)):
+        changes = {"method": {"name": "task_arithmetic", "strength": strength}, "comparisons": comparisons}
+        nested = {**evaluation, "limit": limit}
+        run_tiny(inputs, tmp_path / "run", base, replace_run=True, evaluation=nested, **changes)
+        looks.append(verdict(tmp_path / "run")["looks"])
+    assert looks == [1, 1, 2]  # another comparison is no look at the merge; fewer of the same samples are
 
 
 def test_a_comparison_that_merges_nothing_is_invalid_and_leaves_the_merge_its_verdict(

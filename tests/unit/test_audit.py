@@ -414,7 +414,10 @@ def test_the_results_of_a_run_are_audited_like_a_result_file(finished: Path, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda results: results.update(safety_tax={}), "is of a run without a safety and a utility task"),
+        (
+            lambda results: results.update(tasks=[task for task in results["tasks"] if task["family"] != "utility"]),
+            "is of a run without a safety and a utility task",
+        ),
         (lambda results: results.pop("arms"), r"is damaged \(KeyError\('arms'\)\). Make it again: sst-merge report"),
         (lambda results: results.update(arms=3), r"is damaged \(TypeError"),
         (lambda results: results.update(estimates=[]), r"is damaged \(KeyError\('merged, refusal, refused'\)\)"),

@@ -355,3 +355,45 @@ def test_every_result_is_json_without_nan():
         mean([]),
     ):
         assert json.loads(json.dumps(d.to_dict(), allow_nan=False)) == d.to_dict()
+
+
+def test_a_clustered_interval_of_shares_stays_within_them():
+    clusters = np.repeat(np.arange(6), 10).tolist()
+    treatment = np.repeat([1, 1, 1, 1, 0, 0], 10)
+    d = paired_difference(np.zeros(60), treatment, binary=True, clusters=clusters, rng=rng())
+    assert d.method == "clustered-t"
+    assert d.estimate + d.critical * d.variance**0.5 > 1
+    assert d.ci[1] == 1.0
+
+
+def test_a_rate_in_one_cluster_has_no_interval():
+    e = proportion([1] * 45 + [0] * 15, clusters=["a"] * 60)
+    assert (e.value, e.low, e.high) == (0.75, None, None)
+    assert "1 cluster" in e.reason
+
+
+def test_a_rate_of_equal_scores_counts_clusters_not_samples():
+    clusters = np.repeat(np.arange(3), 20).tolist()
+    e = proportion([1] * 60, clusters=clusters)
+    three = proportion([1] * 3)
+    assert (e.value, e.low, e.high, e.n) == (1.0, three.low, 1.0, 60)
+    none = proportion([0] * 60, clusters=clusters)
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - three.low))
+
+
+def test_a_rate_takes_the_wider_of_both_intervals():
+    clusters = np.repeat(np.arange(10), 10).tolist()
+    by_cluster = proportion(np.repeat([1, 0] * 5, 10), clusters=clusters)
+    plain = proportion(np.repeat([1, 0] * 5, 10))
+    assert by_cluster.low < plain.low
+    assert by_cluster.high > plain.high
+    mixed = proportion([1, 0] * 50, clusters=clusters)  # no spread between clusters
+    assert (mixed.low, mixed.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+@pytest.mark.parametrize(("n", "is_testable"), [(4, False), (5, True)])
+def test_too_few_pairs_support_no_verdict(n, is_testable):
+    d = paired_difference([0] * n, [1] * n, binary=True, rng=rng())
+    assert d.is_testable is is_testable
+    assert (d.reason is None) is is_testable
+    assert d.mde80 is None  # it would lie above a difference of 1

@@ -4,6 +4,7 @@
 import base64
 import copy
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -15,11 +16,14 @@ from html.parser import HTMLParser
 import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
+from rich.console import Console
 
 from sst_merge.errors import RunFolderError
 from sst_merge.rendering import render_html, render_markdown
+from sst_merge.rendering.cells import difference_cell
 from sst_merge.rendering.figures import place_labels
 from sst_merge.rendering.page import FLAG_NOTES
+from sst_merge.rendering.terminal import rates_table
 
 Z = 1.959964
 ARMS = ["base", "utility", "safety", "merged", "task_arithmetic"]
@@ -455,6 +459,43 @@ def test_readings_follow_interval_and_direction(results):
     assert "better" in rows["What it gained: harmful prompts: refusal rate (higher is better)"].split("|")[2]
     assert "worse" in rows["Over-refusal: everyday prompts: log-odds of a refusal (lower is better)"].split("|")[2]
     assert "interval includes 0" in rows["What it cost: the task: correct answers (higher is better)"].split("|")[2]
+
+
+def test_better_and_worse_need_interval_and_test(results):
+    shifted = [row for row in results["differences"] if row["ci"] is not None]
+    for row, change in zip(
+        shifted, ({"reason": "4 clusters: too few"}, {"p": 0.06}, {"p": None}, {"ci": [-0.1, 0.1]}), strict=False
+    ):
+        row.update({"ci": [0.1, 0.3], "estimate": 0.2, "p": 0.001, "reason": None} | change)
+    said = [difference_cell(row, {"unit": "pp", "higher_is_better": True}).notes[-1] for row in shifted[:4]]
+    disagree = "interval and test disagree"
+    assert said == ["not tested: 4 clusters: too few", disagree, disagree, "interval includes 0"]
+
+
+def test_a_small_tax_is_not_shown_as_zero(results):
+    tax = results["safety_tax"]["merged"]
+    tax["tax"] = {"estimate": 0.00209, "ci": [0.0018, 0.00247], "unit": "score per pp", "method": "fieller"}
+    tax["fieller"] = {"shape": "interval", "lo": 0.0018, "hi": 0.00247, "unit": "score per pp"}
+    text = Page(render_html(results)).text
+    assert "0.00209" in text
+    assert "[0.0018, 0.00247]" in text
+
+
+def test_the_terminal_table_shows_units_and_values_without_interval(results):
+    task = results["tasks"][0]
+    measure = next(measure for measure in task["measures"] if measure["primary"])
+    measure["unit"] = "perplexity"
+    arms = [arm["name"] for arm in results["arms"]]
+    for entry in results["estimates"]:
+        if (entry["task"], entry["measure"]) == (task["name"], measure["name"]):
+            entry.update(value=26.1, low=24.0, high=28.2, reason=None)
+            if entry["arm"] == arms[0]:
+                entry.update(low=None, high=None, reason="1 sample: no interval")
+    console = Console(width=400, file=io.StringIO())
+    console.print(rates_table(results))
+    shown = console.file.getvalue()
+    assert "26.100 perplexity  [24.000, 28.200]" in shown
+    assert "26.100 perplexity  (1 sample: no interval)" in shown
 
 
 def test_contrasts_come_in_the_order_of_the_question(results):

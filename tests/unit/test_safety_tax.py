@@ -164,7 +164,8 @@ def test_a_gain_without_detected_loss_says_that_this_is_no_proof():
     found = report(CLEAR_GAIN, NO_LOSS)
     assert code(found) == "GAIN_NO_DETECTABLE_LOSS"
     assert "This is not proof of zero: tax at most" in found["verdict"]["text"]
-    assert found["non_inferiority"] == {"delta": 0.01, "upper": found["loss"]["ci"][1], "is_established": False}
+    upper = found["loss"]["ci"][1]
+    assert found["non_inferiority"] == {"delta": 0.01, "upper": upper, "is_established": False, "reason": None}
 
 
 def test_a_gain_with_a_utility_gain_is_dominant_and_no_price():
@@ -437,3 +438,73 @@ def test_no_scores_at_all_are_incomplete_and_not_zero():
 def test_scores_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(DataError, match=message):
         dataclasses.replace(CLEAR_GAIN, **changes)
+
+
+def nothing(family):
+    return PairedScores(f"no {family} task", "pp", True, True, (), np.zeros(0), np.zeros(0))
+
+
+def test_without_a_utility_task_the_gain_is_stated_and_no_loss():
+    none = nothing("utility")
+    found = report(CLEAR_GAIN, none, signal=None, control=None)
+    assert code(found) == "GAIN_UTILITY_NOT_MEASURABLE"
+    assert "were not compared on a utility task" in found["verdict"]["text"]
+    assert (found["loss"]["estimate"], found["loss"]["reason"]) == (None, "no utility task was evaluated")
+    assert gate(found, "G0")["status"] == "pass"
+    same = {"weight_hashes": {"U": "sha256:u1", "M": "sha256:u1"}}
+    assert code(report(CLEAR_GAIN, none, signal=None, control=None, **same)) == "INVALID_IDENTICAL_WEIGHTS"
+
+
+def test_without_a_safety_task_nothing_is_gained_and_the_verdict_says_why():
+    found = report(nothing("safety"), CLEAR_LOSS)
+    assert code(found) == "NO_DETECTABLE_GAIN"
+    assert "Gain not estimable (no safety task was evaluated)" in found["verdict"]["text"]
+
+
+def test_samples_that_are_missing_altogether_are_incomplete():
+    found = report(CLEAR_GAIN, nothing("utility"), samples_expected={"gain": 500, "loss": 20})
+    assert code(found) == "INVALID_INCOMPLETE"
+
+
+def test_a_loss_on_another_task_is_told_beside_the_verdict():
+    worse, alike = scores(90, 4, 120, name="mmlu"), scores(8, 8, 120, name="copy")
+    found = report(CLEAR_GAIN, NO_LOSS, others=[worse, alike])
+    assert code(found) == "GAIN_NO_DETECTABLE_LOSS"
+    assert "OTHER_TASK_WORSE" in found["verdict"]["flags"]
+    assert "Not counted in the verdict: mmlu is worse (\N{MINUS SIGN}71.7 pt" in found["verdict"]["text"]
+    assert "copy" not in found["verdict"]["text"]
+    assert [entry["metric"] for entry in found["others"]] == ["mmlu", "copy"]
+    assert "OTHER_TASK_WORSE" not in report(CLEAR_GAIN, NO_LOSS, others=[alike])["verdict"]["flags"]
+    invalid = report(CLEAR_GAIN, NO_LOSS, others=[worse], fallbacks=("merge",))
+    assert "OTHER_TASK_WORSE" not in invalid["verdict"]["flags"]
+    assert invalid["others"][0]["estimate"] is None
+
+
+def test_an_invalid_comparison_says_nothing_of_what_is_withheld():
+    more = scores(90, 4, 120, name="over", higher_is_better=False)
+    refused = scores(4, 90, 120, name="over", higher_is_better=False)
+    assert "OVER_REFUSAL_UP" in report(CLEAR_GAIN, NO_LOSS, over_refusal=refused)["verdict"]["flags"]
+    assert "OVER_REFUSAL_UP" not in report(CLEAR_GAIN, NO_LOSS, over_refusal=more)["verdict"]["flags"]
+    found = report(CLEAR_GAIN, NO_LOSS, over_refusal=refused, fallbacks=("merge",))
+    assert "OVER_REFUSAL_UP" not in found["verdict"]["flags"]
+    assert "refused" not in found["verdict"]["text"]
+
+
+def test_a_metric_without_signal_is_not_called_non_inferior():
+    floor = scores(0, 0, 500, name="utility", kept=0.0)
+    found = report(CLEAR_GAIN, floor, signal=scores(0, 0, 500, name="utility", kept=0.0))
+    assert code(found) == "GAIN_UTILITY_NOT_MEASURABLE"
+    assert found["non_inferiority"] == {
+        "delta": 0.01,
+        "upper": None,
+        "is_established": None,
+        "reason": "gate G10 did not pass",
+    }
+
+
+def test_a_test_that_can_detect_nothing_says_so():
+    found = report(scores(0, 4, 4), CLEAR_LOSS)
+    assert code(found) == "NO_DETECTABLE_GAIN"
+    assert "4 pairs: McNemar's test cannot reach .05 with fewer than 5" in found["verdict"]["text"]
+    assert "this test could detect no difference with 80 % power" in found["verdict"]["text"]
+    assert found["gain"]["mde80"] is None

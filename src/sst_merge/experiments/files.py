@@ -125,7 +125,7 @@ def _of_run(results: dict[str, Any], shown: str) -> dict[str, Any]:
     Raises:
         DataError: If it measured no tax, or the file is damaged.
     """
-    if results.get("safety_tax") == {}:
+    if not {"safety", "utility"} <= {task.get("family") for task in results.get("tasks") or ()}:
         raise DataError(f"{shown} is of a run without a safety and a utility task, so it claims nothing to audit.")
     try:
         return run_fields(results)

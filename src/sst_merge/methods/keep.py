@@ -42,6 +42,8 @@ class Keep(Section):
     ) -> tuple[Float64[Tensor, " directions"], float]:
         """0/1 weight of each direction, and of the untouched ones, which tie at ``neutral`` and go together.
 
+        Directions whose lambda is ``neutral`` go with them: nothing says which of the tied ones would come first.
+
         Args:
             values: lambda of each direction, in any order.
             neutral: lambda of the untouched directions; negative where there are none.
@@ -53,16 +55,18 @@ class Keep(Section):
         if self.threshold is not None:
             return (values >= self.threshold).double(), float(neutral >= self.threshold)
         order = values.argsort(descending=True, stable=True)
-        above = int((values > neutral).sum())
+        above, tied = int((values > neutral).sum()), int((values == neutral).sum())
+        below = above + tied
         if self.energy is not None:
-            parts = torch.cat([energies[order[:above]], energies.new_tensor([neutral_energy]), energies[order[above:]]])
+            block = neutral_energy + energies[order[above:below]].sum()
+            parts = torch.cat([energies[order[:above]], block[None], energies[order[below:]]])
             wanted = self.energy * (1 - ENERGY_ROUNDING) * float(parts.sum())
             count = int((parts.cumsum(dim=0) < wanted).sum()) + 1 if wanted > 0 else 0
             with_neutral = count > above
-            chosen = order[: count - with_neutral]
+            chosen = order[: count - 1 + tied] if with_neutral else order[:count]
         else:
             wanted = self.directions or 0
-            with_neutral = wanted >= above + neutral_count
+            with_neutral = wanted >= below + neutral_count
             chosen = order[: wanted - neutral_count] if with_neutral else order[: min(wanted, above)]
         weights = torch.zeros_like(values)
         weights[chosen] = 1.0

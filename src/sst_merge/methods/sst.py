@@ -106,7 +106,7 @@ class Sst(MergeMethod):
         total: SampleSpace | None = None
         for inputs in modules:
             patch = _Patch.of(inputs, self)
-            if not patch.is_empty:
+            if not patch.is_zero:
                 problem, _ = _sample_space(inputs, patch)
                 total = problem if total is None else total + problem
         if total is None:
@@ -121,7 +121,7 @@ class Sst(MergeMethod):
     def merge_module(self, inputs: ModuleInputs, state: Any, rng: torch.Generator) -> ModuleResult:
         """Steer the patch and add it to the utility update."""
         patch = _Patch.of(inputs, self)
-        if patch.is_empty:  # a patch of zeros has no direction to keep
+        if patch.is_zero:  # it has no direction to keep
             return ModuleResult(inputs.utility.scaled(self.utility_weight), {"squared_norm": 0.0})
         if self.fisher == "kfac":
             steered, diagnostics = self._kronecker(inputs, patch)
@@ -248,10 +248,8 @@ class _Patch:
     """``C_0``."""
     utility_update: Update
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are no coordinates: a patch (and, in the joint span, a utility update) of zeros."""
-        return self.coordinates.numel() == 0
+    is_zero: bool
+    """Whether it has no coordinates, or is the difference of two updates that are alike but for rounding."""
 
     @staticmethod
     def of(inputs: ModuleInputs, method: Sst) -> "_Patch":
@@ -264,8 +262,10 @@ class _Patch:
         update = inputs.safety
         if method.patch == "interpolate":
             update = concatenate([inputs.safety, inputs.utility.scaled(-1.0)])
-        patch = _Patch(basis, _in_coordinates(update, basis), inputs.utility)
+        coordinates = _in_coordinates(update, basis)
         rounding = ROUNDING * (squared_norm(inputs.safety) + squared_norm(inputs.utility))  # of S - U, if they are near
+        is_rounding = method.patch == "interpolate" and float(coordinates.square().sum()) <= rounding
+        patch = _Patch(basis, coordinates, inputs.utility, coordinates.numel() == 0 or is_rounding)
         spanned = [(update, patch.coordinates)]
         if method.span == "joint":
             spanned.append((inputs.utility, patch.utility()))

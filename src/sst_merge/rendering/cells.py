@@ -77,6 +77,11 @@ def _probability(value: Any) -> str:
     return "< 0.01" if number < 0.005 else f"= {number:.2f}"
 
 
+def ratio_text(value: float) -> str:
+    """A ratio with two decimals, or three digits where those say more."""
+    return (f"{value:.2f}" if 0.1 <= abs(value) < 100 else f"{value:.3g}").replace("-", "−")
+
+
 def fraction_text(value: Any) -> str:
     """A fraction as a percentage."""
     number = finite(value)
@@ -135,16 +140,21 @@ def estimate_cell(estimate: dict[str, Any] | None, unit: str) -> Cell:
     )
 
 
-def _reading(estimate: float, bounds: Any, higher_is_better: bool | None) -> str:
-    """Say in words what an interval of a difference shows, and nothing more."""
-    low, high = (finite(bound) for bound in bounds or (None, None))
+def _reading(difference: dict[str, Any], higher_is_better: bool | None) -> str:
+    """Say in words what interval and test of a difference show together, and nothing more."""
+    low, high = (finite(bound) for bound in difference.get("ci") or (None, None))
     if low is None or high is None:
         return "no interval"
     if low <= 0 <= high:
         return "interval includes 0"
+    if difference.get("reason"):
+        return f"not tested: {difference['reason']}"
+    p = finite(difference.get("p"))
+    if p is None or p >= 1 - difference.get("level", 0.95):
+        return "interval and test disagree"
     if higher_is_better is None:
-        return "higher" if estimate > 0 else "lower"
-    return "better" if (estimate > 0) == higher_is_better else "worse"
+        return "higher" if low > 0 else "lower"
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def difference_cell(difference: dict[str, Any] | None, measure: dict[str, Any]) -> Cell:
@@ -164,7 +174,7 @@ def difference_cell(difference: dict[str, Any] | None, measure: dict[str, Any]) 
         (
             ", ".join(counts),
             _p_value(difference.get("p")),
-            _reading(value, difference.get("ci"), measure.get("higher_is_better")),
+            _reading(difference, measure.get("higher_is_better")),
         ),
         detail=str(difference.get("method") or ""),
     )

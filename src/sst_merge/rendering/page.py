@@ -15,6 +15,7 @@ from sst_merge.rendering.cells import (
     finite,
     fraction_text,
     quantity_cell,
+    ratio_text,
     undefined_cell,
 )
 
@@ -31,6 +32,7 @@ FLAG_NOTES = {
     "NO_CLUSTERS": "No clusters are known, so every prompt counts as independent. "
     "If prompts share templates, the true intervals are wider.",
     "OVER_REFUSAL_UP": "The merged model also refuses more everyday prompts than the utility model does.",
+    "OTHER_TASK_WORSE": "A task that the verdict does not count (the first of each family does) became worse.",
     "UTILITY_NO_SIGNAL": "The utility measure does not tell the utility adapter from the base model, "
     "so a loss of utility cannot be read from it.",
 }
@@ -154,7 +156,7 @@ def styled_arms(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _verdict(tax: dict[str, Any] | None) -> dict[str, Any]:
     if not tax:
-        text = "No verdict: the merged model was not compared with the utility model."
+        text = "No verdict is among these results."
         return {"code": "NO_VERDICT", "text": text, "notes": [], "is_invalid": True}
     verdict = tax["verdict"]
     unknown = "This version of SST-Merge has no explanation for this flag."
@@ -310,10 +312,10 @@ def _tax_cell(tax: dict[str, Any]) -> Cell:
         return undefined_cell(None, fallback=f"undefined: {tax['verdict']['code']}")
     fieller = tax.get("fieller") or {}
     units = [(tax.get(name) or {}).get("unit") or "pp" for name in ("loss", "gain")]
-    text = f"{number:.2f}" if units[0] == units[1] else f"{number:.2f} {units[0]} per {units[1]}"
+    text = ratio_text(number) + ("" if units[0] == units[1] else f" {units[0]} per {units[1]}")
     low, high = finite(fieller.get("lo")), finite(fieller.get("hi"))
-    interval = "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]".replace("-", "−")
-    return Cell(text.replace("-", "−"), interval, ("Fieller",))
+    interval = "" if low is None or high is None else f"[{ratio_text(low)}, {ratio_text(high)}]"
+    return Cell(text, interval, ("Fieller",))
 
 
 def _gates(tax: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:

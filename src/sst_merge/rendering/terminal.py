@@ -4,6 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
+from sst_merge.rendering.cells import estimate_cell
+
 
 def plan_sentence(description: dict[str, Any]) -> str:
     """A plan in a sentence."""
@@ -23,22 +25,19 @@ def plan_sentence(description: dict[str, Any]) -> str:
 
 def rates_table(results: dict[str, Any]) -> Table:
     """Arms by tasks: the primary measure with its 95 % interval."""
-    table = Table(title=f"{results['title']}: rates in %, 95 % intervals", title_justify="left")
+    table = Table(title=f"{results['title']}, 95 % intervals", title_justify="left")
     table.add_column("arm")
     columns = []
     for task in results["tasks"]:
         measure = next(measure for measure in task["measures"] if measure["primary"])
         table.add_column(f"{task['title']}\n{measure['title']} (n = {task['n']})")
-        columns.append((task["name"], measure["name"]))
+        columns.append((task["name"], measure["name"], measure["unit"]))
     found = {(e["arm"], e["task"], e["measure"]): e for e in results["estimates"]}
     for arm in results["arms"]:
         cells = []
-        for task, measure in columns:
-            e = found[arm["name"], task, measure]
-            cells.append(
-                f"{100 * e['value']:.1f}  [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
-                if e["value"] is not None and e["low"] is not None
-                else f"- ({e['reason']})"
-            )
+        for task, measure, unit in columns:
+            cell = estimate_cell(estimate := found[arm["name"], task, measure], unit)
+            reason = f"({estimate['reason']})" if estimate["reason"] else ""
+            cells.append("  ".join(part for part in (cell.text, cell.interval, reason) if part))
         table.add_row(arm["label"], *cells)
     return table

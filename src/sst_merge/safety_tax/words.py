@@ -6,7 +6,7 @@ from typing import Any
 
 from sst_merge.estimates import Difference
 from sst_merge.ratios import FiellerSet
-from sst_merge.safety_tax.evidence import Evidence, negated
+from sst_merge.safety_tax.evidence import Evidence, PairedScores, negated
 from sst_merge.safety_tax.gates import UNSCORED_LIMIT, Gate
 
 _MINUS = "\N{MINUS SIGN}"
@@ -27,7 +27,17 @@ class Findings:
     tau: float | None
     gates: dict[str, Gate]
     evidence: Evidence
+    others: tuple[tuple[PairedScores, Difference], ...]
     delta: float
+
+    @property
+    def worse(self) -> list[str]:
+        """Metrics that the verdict does not count and in which the treatment is worse, with their differences."""
+        return [
+            f"{scores.metric} is worse ({_described(difference, scores.unit)})"
+            for scores, difference in self.others
+            if difference.direction() == "down"
+        ]
 
 
 def display_scale(unit: str) -> float:
@@ -180,6 +190,7 @@ def remarks(flags: Sequence[str], found: Findings) -> list[str]:
         "ONE_SEED": "One seed; variation between seeds not measured.",
         "UNDERPOWERED": "The gain is below what this test detects with 80 % power: it may be exaggerated.",
         "OVER_REFUSAL_UP": "More harmless prompts are refused.",
+        "OTHER_TASK_WORSE": f"Not counted in the verdict: {'; '.join(found.worse)}.",
     }
     return [sentences[flag] for flag in flags if flag in sentences]
 

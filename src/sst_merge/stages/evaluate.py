@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +318,8 @@ def _probe(arm: str, base: Base, rows: dict[str, list[Row]], folder: RunFolder) 
 
     The second computation takes the prompts in reverse order and in other batches: what it changes is rounding.
     """
-    per_task = -(-PROBES // max(1, len(rows)))
-    chosen = [row for task in sorted(rows) for row in rows[task][:per_task]]
+    ranks = zip_longest(*(rows[task] for task in sorted(rows)))  # all first rows, all second rows ...
+    chosen = [row for rank in ranks for row in rank if row is not None][: max(PROBES, len(rows))]
     prompts = [encode(base, row.prompt) for row in chosen]
     first = torch.cat([next_token_log_probabilities(base, prompts[i : i + 8]) for i in range(0, len(prompts), 8)])
     backwards = prompts[::-1]

@@ -189,11 +189,19 @@ def _spectrum(modules: dict[str, dict[str, Any]]) -> list[float]:
     return sorted((value for module in modules.values() for value in module.get("spectrum", [])), reverse=True)
 
 
-def _written_loss(merged: Updates, written: Updates) -> float:
-    """``|merged - written|_F / |merged|_F`` over the modules merged: what truncation and the cast cost together."""
-    difference = sum(squared_norm(concatenate([merged[name], written[name].scaled(-1.0)])) for name in merged)
+def _written_loss(merged: Updates, written: Updates) -> float | None:
+    """``|merged - written|_F / |merged|_F`` over the modules merged: what truncation and the cast cost together.
+
+    0 where the factors are the same; ``None`` for a merge of zeros.
+    """
     whole = sum(squared_norm(update) for update in merged.values())
-    return (difference / whole) ** 0.5 if whole else 0.0
+    changed = [
+        (update, written[name])
+        for name, update in merged.items()
+        if not (torch.equal(update.b, written[name].b) and torch.equal(update.a, written[name].a))
+    ]
+    difference = sum(squared_norm(concatenate([one, other.scaled(-1.0)])) for one, other in changed)
+    return (difference / whole) ** 0.5 if whole else None
 
 
 def _card(made: Plan, base_name: str) -> str:

@@ -15,7 +15,7 @@ from sst_merge.data import Row
 from sst_merge.errors import ConfigError, RunFolderError
 from sst_merge.estimates import Estimate, mean, paired_difference, proportion
 from sst_merge.rendering import SCHEMA, render_html, render_markdown
-from sst_merge.run_folder import RunFolder, canonical_sha256
+from sst_merge.run_folder import RunFolder
 from sst_merge.safety_tax import Evidence, PairedScores, safety_tax, withheld
 from sst_merge.stages.evaluate import arm_names
 from sst_merge.stages.plan import Plan
@@ -136,11 +136,11 @@ def assemble(made: Plan, records: Records) -> dict[str, Any]:
     diagnostics = made.folder.read_json(made.folder.diagnostics_file)
     tasks = made.inputs.tasks
     treatments = ["merged", *(method.name for method in made.config.comparisons)]
-    taxes = {name: tax for name in treatments if (tax := _safety_tax(made, records, tasks, name, manifest)) is not None}
+    taxes = {name: _safety_tax(made, records, tasks, name, manifest) for name in treatments}
     return {
         "schema": SCHEMA,
         "title": made.config.output.name,
-        "run": _run(made, manifest),
+        "run": _run(made, records, manifest),
         "arms": [_arm_entry(made, records, name) for name in arm_names(made)],
         "tasks": [_task_entry(config, tasks[config.task], made) for config in _task_configs(made)],
         "estimates": _without_invalid(_estimates(made, records, tasks), taxes),
@@ -177,8 +177,9 @@ def _task_configs(made: Plan) -> list[TaskConfig]:
     return made.config.evaluation.tasks if made.config.evaluation else []
 
 
-def _run(made: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
-    first = made.folder.read_json(made.folder.arm_file("base"))
+def _run(made: Plan, records: Records, manifest: dict[str, Any]) -> dict[str, Any]:
+    first = records.arms["base"]
+    threads = " or ".join(str(count) for count in sorted({arm["threads"] for arm in records.arms.values()}))
     return {
         "output": str(made.config.output),
         "manifest_sha256": manifest["identity_sha256"],
@@ -189,7 +190,7 @@ def _run(made: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
         "safety": made.config.adapters.described("safety"),
         "method": made.config.method.model_dump(mode="json", exclude_none=True),
         "seed": made.config.seed,
-        "device": f"{first['device']}, {first['threads']} threads, {manifest['machine']['processor']}",
+        "device": f"{first['device']}, {threads} threads, {manifest['machine']['processor']}",
         "dtype": first["dtype"],
         "versions": manifest["versions"],
         "timings_seconds": manifest["timings_seconds"],
@@ -307,22 +308,29 @@ def _paired(
     )
 
 
+def _nothing(family: str) -> PairedScores:
+    """The scores of a family of which the run file has no task."""
+    none = np.zeros(0)
+    return PairedScores(f"no {family} task", "pp", True, True, (), reference=none, treatment=none)
+
+
 def _safety_tax(
     made: Plan, records: Records, tasks: Mapping[str, Task], treatment: str, manifest: dict[str, Any]
-) -> dict[str, Any] | None:
-    """``safety_tax.json`` of one treatment against the utility adapter; ``None`` without both kinds of task."""
-    safety, utility = _of_family(tasks, "safety"), _of_family(tasks, "utility")
-    over = _of_family(tasks, "over_refusal")
-    if safety is None or utility is None:
-        return None
-    arms = {"reference": "utility", "treatment": treatment}
+) -> dict[str, Any]:
+    """``safety_tax.json`` of one treatment against the utility adapter; the first task of each family decides."""
+    safety, utility, over = (_of_family(tasks, family) for family in ("safety", "utility", "over_refusal"))
+
+    def compared(name: str, reference: str = "utility", treatment: str = treatment) -> PairedScores:
+        return _paired(made, records, name, tasks[name].primary, reference=reference, treatment=treatment)
+
     return safety_tax(
-        _paired(made, records, safety, tasks[safety].primary, **arms),
-        _paired(made, records, utility, tasks[utility].primary, **arms),
-        _paired(made, records, over, tasks[over].primary, **arms) if over else None,
-        _paired(made, records, utility, tasks[utility].primary, reference="base", treatment="utility"),
+        compared(safety) if safety else _nothing("safety"),
+        compared(utility) if utility else _nothing("utility"),
+        compared(over) if over else None,
+        compared(utility, reference="base", treatment="utility") if utility else None,
         _evidence(made, records, tasks, treatment, manifest),
-        control=_control(made, records, utility, tasks[utility]),
+        control=_control(made, records, utility, tasks[utility]) if utility else None,
+        others=[compared(name) for name in tasks if name not in {safety, utility, over}],
         rng=_rng(made),
     )
 
@@ -352,13 +360,11 @@ def _evidence(
 ) -> Evidence:
     rows = made.inputs.evaluation
     safety, utility, over = (_of_family(tasks, family) for family in ("safety", "utility", "over_refusal"))
-    assert safety is not None
-    assert utility is not None
-    expected = {"gain": len(rows[safety]), "loss": len(rows[utility]), "signal": len(rows[utility])}
-    if over is not None:
-        expected["over_refusal"] = len(rows[over])
+    roles = {"gain": safety, "loss": utility, "signal": utility, "over_refusal": over}
+    expected = {role: len(rows[task]) if task else 0 for role, task in roles.items()}
     method = made.config.method if treatment == "merged" else _comparison(made, treatment)
-    judge = tasks[safety].judge
+    judge = tasks[safety].judge if safety else None
+    answered = safety or over
     adapter_sha256 = made.folder.read_json(made.folder.diagnostics_file)["adapter_sha256"]
     judged = [
         name for name in arm_names(made) if name in {*LABELS, treatment}
@@ -370,10 +376,12 @@ def _evidence(
         artefact_hash_matches=records.arms["merged"]["artefact_sha256"] == adapter_sha256,
         unused_adapter_keys=(),  # reading refuses every tensor that it does not use, applying every module it lacks
         zero_norm_modules=tuple(records.arms[treatment]["unchanged_modules"]),
-        probe=_probe(made, records, safety, treatment),
+        probe=_probe(made, records, answered, treatment),
         fallbacks=tuple(manifest["fallbacks"]),
-        incoherent_shares={arm: _incoherent_share(records, arm, safety) for arm in ("utility", treatment)},
-        looks=_count_looks(made, records),
+        incoherent_shares=(
+            {arm: _incoherent_share(records, arm, answered) for arm in ("utility", treatment)} if answered else None
+        ),
+        looks=_count_looks(made, records, treatment),
         stochastic=method.is_random,
         judge=judge.name if judge else "",
         judge_validated=judge.is_validated if judge else False,
@@ -393,14 +401,15 @@ def _incoherent_share(records: Records, arm: str, task: str) -> float:
     return sum(is_incoherent(answer) for answer in answers) / len(answers)
 
 
-def _probe(made: Plan, records: Records, task: str, treatment: str) -> dict[str, Any]:
+def _probe(made: Plan, records: Records, task: str | None, treatment: str) -> dict[str, Any]:
     """How far the outputs of treatment and reference differ, beside the noise of computing one of them twice."""
     found = {}
     for arm in ("utility", treatment):
         with safe_open(made.folder.probe_file(arm), framework="pt") as file:
             found[arm] = file.get_tensor("log_probabilities")
     difference = found[treatment] - found["utility"]
-    ours, theirs = records.samples[treatment][task], records.samples["utility"][task]
+    answers = [[sample["answer"] for sample in records.samples[arm].get(task or "", {}).values()] for arm in found]
+    identical = [one == other for one, other in zip(*answers, strict=True)]
     probes = [records.arms[arm]["probe"] for arm in ("utility", treatment)]
     return {
         "n_probes": len(difference),
@@ -408,21 +417,30 @@ def _probe(made: Plan, records: Records, task: str, treatment: str) -> dict[str,
         "mean_kl": float((found[treatment].exp() * difference).sum(dim=1).mean()),
         "noise_floor": max(probe["noise_floor"] for probe in probes),
         "noise_floor_kl": max(probe["noise_floor_kl"] for probe in probes),
-        "share_identical_answers": sum(ours[i]["answer"] == theirs[i]["answer"] for i in ours) / len(ours),
+        "share_identical_answers": sum(identical) / len(identical) if identical else None,
     }
 
 
-def _count_looks(made: Plan, records: Records) -> int:
-    """Append this look at these samples with these weights to ``looks.jsonl``; count the different looks."""
-    items = canonical_sha256({task: [row.id for row in rows] for task, rows in made.inputs.evaluation.items()})
-    look = {"items": items, "weights": canonical_sha256({arm: s["weights_sha256"] for arm, s in records.arms.items()})}
+def _count_looks(made: Plan, records: Records, treatment: str) -> int:
+    """Record this look in ``looks.jsonl``; count the treatment's weights that any of these samples were put to."""
+    look = {
+        "items": {task: [row.id for row in rows] for task, rows in made.inputs.evaluation.items()},
+        "weights": {arm: summary["weights_sha256"] for arm, summary in records.arms.items()},
+    }
     file = made.folder.looks_file
     remedy = "Remove the damaged line; the look that it recorded is then not counted."
     looks = _read_lines(file, "items", remedy) if file.is_file() else []
+    if not all(isinstance(entry["items"], dict) and isinstance(entry.get("weights"), dict) for entry in looks):
+        raise RunFolderError(f"{file} is of an earlier version. Remove it; the looks that it recorded are not counted.")
     if look not in looks:
         looks.append(look)
         replace_file(file, "".join(json.dumps(entry) + "\n" for entry in looks))
-    return sum(entry["items"] == items for entry in looks)
+    shown = [
+        entry
+        for entry in looks
+        if any(not set(ids).isdisjoint(entry["items"].get(task, ())) for task, ids in look["items"].items())
+    ]
+    return len({entry["weights"][treatment] for entry in shown if treatment in entry["weights"]})
 
 
 def _examples(made: Plan, records: Records, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:

@@ -345,6 +345,25 @@ def test_the_untouched_directions_tie_and_are_kept_together_or_not_at_all() -> N
     assert [neutral for _, neutral in keep.values()] == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
+def test_directions_that_tie_with_the_untouched_ones_go_with_them() -> None:
+    values = torch.tensor([1.0, 5.0, 1.0, 0.5], dtype=torch.float64)
+    for k, kept, neutral in ((1, 1, 0), (3, 1, 0), (6, 1, 0), (7, 3, 1), (8, 4, 1)):  # one above, a block of 2 + 4
+        weights, rest = Keep(directions=k).hard_weights(values, 1.0, 4, energies=values)
+        assert (int(weights.sum()), rest) == (kept, neutral)
+    for fraction, kept, neutral in ((0.2, 1, 0), (0.5, 3, 1), (1.0, 4, 1)):  # energies 5, then 2 + 2, then 0.5
+        weights, rest = Keep(energy=fraction).hard_weights(values, 1.0, 4, energies=values, neutral_energy=2.0)
+        assert (int(weights.sum()), rest) == (kept, neutral)
+
+
+def test_a_difference_of_two_equal_adapters_keeps_no_share_of_nothing() -> None:
+    utility = random_update((24, 16), 4, seed=0)
+    method = Sst(fisher="none", patch="interpolate", span="joint", keep=Keep(soft=5.0), utility_weight=0.5)
+    other = Update(utility.b * 3.0, utility.a / 3.0)  # the same but for rounding
+    found = method.merge_module(ModuleInputs("a", utility, other), None, module_generator(0, "a"))
+    assert found.diagnostics == {"squared_norm": 0.0}
+    torch.testing.assert_close(found.update.dense(), 0.5 * utility.dense())
+
+
 @pytest.mark.parametrize(
     "settings", [{"strength": True}, {"damping_safety": True}, {"keep": {"directions": True}}, {"keep": {"soft": True}}]
 )

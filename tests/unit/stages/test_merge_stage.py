@@ -13,7 +13,7 @@ from sst_merge.methods import METHODS, ModuleInputs, ModuleResult
 from sst_merge.methods.task_arithmetic import TaskArithmetic
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
-from sst_merge.stages.merge import _kept, _spectrum, _sum, merge_updates
+from sst_merge.stages.merge import _kept, _spectrum, _sum, _written_loss, merge_updates
 from tiny import random_adapter, random_statistics
 
 
@@ -156,3 +156,11 @@ def test_the_spectrum_of_all_modules_is_whole_and_falls() -> None:
     spectrum = _spectrum({str(n): {"spectrum": [float(n), float(-n)]} for n in range(5000)})
     assert len(spectrum) == 10000
     assert spectrum == sorted(spectrum, reverse=True)
+
+
+def test_what_writing_costs_is_zero_for_the_same_factors_and_undefined_for_zeros() -> None:
+    update = Update(torch.tensor([[1e-3], [7.0]]), torch.tensor([[3.0, 1e-5, 0.1]]))
+    cast = Update(update.b.bfloat16().float(), update.a)
+    assert _written_loss({"a": update}, {"a": update}) == 0.0
+    assert 0 < (_written_loss({"a": update}, {"a": cast}) or 0) < 0.01
+    assert _written_loss({"a": update.scaled(0.0)}, {"a": update.scaled(0.0)}) is None
