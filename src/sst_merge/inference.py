@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sst_merge.errors import ModelError
+from sst_merge.errors import DataError, ModelError
 from sst_merge.models import Base, at_least_float32
 
 MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
@@ -56,12 +57,14 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
     and including the end token. The template writes all special tokens itself, so the tokenizer adds none.
 
     Raises:
+        DataError: If prompt and answer are longer than the model's context.
         ModelError: If the template writes the prompt differently when an answer follows.
     """
     user = [{"role": "user", "content": prompt}]
     start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
     start_ids = base.tokenizer(start, add_special_tokens=False)["input_ids"]
     if answer is None:
+        check_length(base, prompt, len(start_ids))
         return Encoded(tuple(start_ids), len(start_ids))
     whole = base.tokenizer.apply_chat_template([*user, {"role": "assistant", "content": answer}], tokenize=False)
     if not whole.startswith(start):
@@ -76,7 +79,22 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
         answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
     end = next((index for index, token in enumerate(answer_ids) if token in base.end_tokens), len(answer_ids))
     answer_ids = answer_ids[: end + 1]
+    check_length(base, prompt, len(start_ids) + len(answer_ids))
     return Encoded(tuple(start_ids + answer_ids), len(start_ids))
+
+
+def check_length(base: Base, prompt: str, tokens: int) -> None:
+    """Refuse what is longer than the model's context: its answers would say nothing of the model.
+
+    Raises:
+        DataError: With the beginning of the prompt.
+    """
+    if base.context is not None and tokens > base.context:
+        raise DataError(
+            f"the prompt {shorten(prompt, 60)!r} takes {tokens} tokens with its answer; "
+            f"{base.reference} reads {base.context} (max_position_embeddings). Leave the row out, or take a model of a "
+            "longer context."
+        )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class Base:
         return self.model.dtype
 
     @property
+    def context(self) -> int | None:
+        """Positions that the model was made for; ``None`` where its configuration names no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def precision(self) -> str:
         """Of the linear modules' weights: a torch dtype's name, ``4bit`` or ``8bit``."""
         kinds = {QUANTISED[type(module).__name__] for module in self.modules.values() if is_quantised(module)}

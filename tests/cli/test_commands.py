@@ -127,7 +127,8 @@ def test_check_loads_nothing_and_writes_nothing(
     assert ended.code == 0
     assert ended.out == (
         f"{file}: no problems found. sst on 14 modules; calibration on 5 + 5 samples (0 MB of statistics); "
-        "adapter of 0.0 M parameters; 18 samples to evaluate per arm.\n"
+        "adapter of 0.0 M parameters; 18 samples to evaluate per arm. Detectable with 80 % power, if a tenth of the "
+        "answers change: refusal 33 points, over_refusal 40 points, exact_match 36 points.\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 

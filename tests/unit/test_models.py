@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sst_merge import inference
-from sst_merge.errors import ModelError
+from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import (
     Encoded,
     answer_log_likelihood,
@@ -214,6 +214,16 @@ def test_the_identity_of_a_folder_depends_on_its_tokenizer(tmp_path: Path) -> No
 
 
 # Prompts
+
+
+def test_what_is_longer_than_the_context_is_refused(llama: Base) -> None:
+    assert llama.context == 512
+    with pytest.raises(
+        DataError, match=r"the prompt 'on on .*' takes \d+ tokens with its answer; .* reads 512 \(max_pos"
+    ):
+        encode(llama, "on " * 600)
+    with pytest.raises(DataError, match="reads 512"):
+        encode(llama, "hi", "on " * 600)
 
 
 def test_a_conversation_has_one_bos_and_ends_with_the_end_token(llama: Base) -> None:

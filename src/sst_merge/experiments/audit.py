@@ -264,7 +264,7 @@ def _check_gain(checks: _Checks, block: Mapping[str, Any], fields: Mapping[str, 
     level = _level(block, fields)
     exact, mid_p = mcnemar(lost, gained)
     ci = bonett_price(lost, gained, n, level)
-    smallest = minimum_detectable_difference((lost + gained) / n, n, level)
+    smallest = minimum_detectable_difference(max(lost + gained, 3) / n, n, level)  # rule of three: none of n changed
     checks.numbers |= {"n": n, "lost": lost, "gained": gained, "mcnemar_exact": exact, "mcnemar_midp": mid_p}
     checks.numbers |= {"ci": list(ci), "minimum_detectable_gain": smallest}
     used, is_clustered = _check_interval(checks, "safety_gain", ci, block)

@@ -20,7 +20,14 @@ def plan_sentence(description: dict[str, Any]) -> str:
     parts.append(f"adapter of {description['adapter_parameters'] / 1e6:.1f} M parameters")
     if samples:
         parts.append(f"{samples} samples to evaluate per arm")
-    return "; ".join(parts) + "."
+    sentence = "; ".join(parts) + "."
+    detectable = [
+        f"{task} {'none' if share is None else f'{100 * share:.0f} points'}"
+        for task, share in description["detectable_differences"].items()
+    ]
+    if detectable:
+        sentence += f" Detectable with 80 % power, if a tenth of the answers change: {', '.join(detectable)}."
+    return sentence
 
 
 def rates_table(results: dict[str, Any]) -> Table:

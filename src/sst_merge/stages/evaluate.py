@@ -24,6 +24,7 @@ from sst_merge.inference import (
     Completion,
     Encoded,
     ReadPrompts,
+    check_length,
     continuation_log_likelihoods,
     encode,
     generate,
@@ -193,6 +194,8 @@ def _scorer(base: Base, task: AnswerTask | LmEval, config: TaskConfig, rows: lis
 
         return _Scorer(task.batches(rows, batch_size), score)
     prompts = [encode(base, row.prompt) for row in rows]
+    for row, prompt in zip(rows, prompts, strict=True):
+        check_length(base, row.prompt, len(prompt.ids) + (config.max_new_tokens or task.max_new_tokens))
     return _Scorer(
         length_sorted([len(prompt.ids) for prompt in prompts], batch_size),
         lambda batch: _score_batch(

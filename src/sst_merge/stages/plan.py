@@ -20,11 +20,15 @@ from sst_merge.adapter_io import (
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.errors import ConfigError, ModelError, SSTMergeError
+from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.models import QUANTISED, architecture, check_weights, load_tokenizer, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import AnswerTask, LmEval, build_task
+
+CHANGED = 0.1
+"""Share of answers that change between two arms, for what a test will detect; of the order seen in merges."""
 
 Role = Literal["utility", "safety"]
 
@@ -253,11 +257,21 @@ def describe(made: Plan) -> dict[str, Any]:
             "utility": len(made.inputs.calibration_utility),
         },
         "evaluation_samples": {task: len(rows) for task, rows in made.inputs.evaluation.items()},
+        "detectable_differences": _detectable_differences(made),
         "statistics_bytes": _statistics_bytes(made, modules),
         "adapter_parameters": _adapter_parameters(made),
         "notes": list(made.notes),
         "modules": modules,
     }
+
+
+def _detectable_differences(made: Plan) -> dict[str, float | None]:
+    """What each test of a rate will detect with 80 % power if a tenth of its answers change; ``None`` above 1."""
+    counts = {
+        name: len(made.inputs.evaluation[name]) for name, task in made.inputs.tasks.items() if task.primary.is_binary
+    }
+    found = {name: minimum_detectable_difference(CHANGED, n) for name, n in counts.items()}
+    return {name: value if value <= 1 else None for name, value in found.items()}
 
 
 def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
