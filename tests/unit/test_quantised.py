@@ -138,9 +138,7 @@ def test_another_quantisation_is_refused(inputs: Path, tmp_path: Path, monkeypat
         json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}), encoding="utf-8"
     )
     nothing_wrong: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-    monkeypatch.setattr(
-        models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (plain.model, nothing_wrong)
-    )
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (plain.model, nothing_wrong))
     with pytest.raises(ModelError, match=r"stored in a quantised form that is not bitsandbytes' 4 or 8 bit"):
         load_base(str(tmp_path / "base"), device="cpu")
 
