@@ -159,6 +159,24 @@ def test_an_adapter_of_another_architecture_or_size_is_refused_by_name(llama: Ba
         check_modules(llama, {"model.layers.0.mlp.up_proj": random_update((32, 48), 1, seed=0)}, "safety")
 
 
+@pytest.mark.parametrize(
+    "names", [["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"], ["model.layers.1.mlp.up_proj"]]
+)
+def test_an_update_of_a_weight_that_modules_share_is_refused(names: list[str]) -> None:
+    base = tiny_base()
+    base.modules["model.layers.1.mlp.up_proj"].weight = base.modules["model.layers.0.mlp.up_proj"].weight
+    before = snapshot(base)
+    shared = r"layers.0.mlp.up_proj.weight and model.layers.1.mlp.up_proj.weight are one and the same"
+    with (
+        pytest.raises(ModelError, match=rf"safety: in tiny-llama .*{shared}"),
+        applied(base, {name: random_update((48, 32), 1, seed=0) for name in names}, "safety"),
+    ):
+        pass
+    assert is_unchanged(base, before)
+    with applied(base, {"model.layers.0.mlp.down_proj": random_update((32, 48), 1, seed=0)}, "safety"):
+        pass  # a weight of its own
+
+
 def test_preparing_freezes_the_model_and_needs_a_template_and_an_end_token() -> None:
     base = tiny_base()
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
