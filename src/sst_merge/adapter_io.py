@@ -77,6 +77,8 @@ KNOWN_FIELDS = REFUSED.keys() | {
     "use_rslora",
     "velora_config",
 }
+NAMING_FIELDS = ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform")
+"""By these PEFT decides which modules have an adapter."""
 # Initialisations that change the base weights at load time, so that the factors alone are not the update.
 REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -222,20 +224,38 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
         wanted.append((field, config.get(field), is_right(config.get(field)), expected))
         for key, value in patterns.items():
             wanted.append((f"{pattern}['{key}']", value, is_right(value) and is_regex(key), f"a regex and {expected}"))
-    base, rslora, targets = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "target_modules"))
+    base, rslora = config.get("base_model_name_or_path"), config.get("use_rslora")
+    targets, excluded, pattern, layers = (config.get(field) for field in NAMING_FIELDS)
     wanted += [
         ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
         ("revision", config.get("revision"), isinstance(config.get("revision"), str | None), "a name"),
         ("use_rslora", rslora, rslora is None or isinstance(rslora, bool), "true or false"),
-        ("target_modules", targets, _is_targets(targets), "names or a regex"),
+        ("target_modules", targets, _is_names(targets), "names or a regex"),
+        ("exclude_modules", excluded, _is_names(excluded), "names or a regex"),
+        ("layers_pattern", pattern, _is_names(pattern) and all(map(is_regex, _listed(pattern))), "regexes"),
+        (
+            "layers_to_transform",
+            layers,
+            layers is None or (all(map(_is_index, _listed(layers))) and not isinstance(targets, str)),
+            "whole numbers, and none beside a regex of target_modules",
+        ),
     ]
     for field, value, is_right, expected in wanted:
         if not is_right:
             raise AdapterError(f"{path / CONFIG_FILE}: {field} is {value!r}, expected {expected}.")
 
 
+def _listed(value: Any) -> list[Any]:
+    """A value that stands alone is a list of one, and none an empty list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_index(value) and value >= 1
 
 
 def _is_alpha(value: Any) -> bool:
@@ -251,7 +271,7 @@ def is_regex(value: str) -> bool:
     return True
 
 
-def _is_targets(value: Any) -> bool:
+def _is_names(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
     return value is None or (isinstance(value, str) and is_regex(value))
@@ -379,7 +399,7 @@ def write_adapter(
     # PEFT takes keys for regular expressions that match the end of a name: unanchored, "proj" is "encoder.proj", too.
     pattern = {f"^{re.escape(name)}": value for name, value in sorted(ranks.items()) if value != rank}
     targets = like.get("target_modules")
-    if any(like.get(field) is not None for field in ("layers_to_transform", "layers_pattern", "exclude_modules")):
+    if any(like.get(field) is not None for field in NAMING_FIELDS[1:]):
         targets = sorted(kept)  # the names themselves: nothing is left to a pattern
     config = {
         "peft_type": "LORA",
@@ -511,10 +531,11 @@ def _pairs(
     for name, sides in found.items():
         if missing := {"A", "B"} - sides.keys():
             raise AdapterError(f"{path / WEIGHTS_FILE}: module '{name}' has no lora_{missing.pop()}.")
-        if not is_target(config.get("target_modules"), name):
+        if field := _leaving_out(config, name):
             raise AdapterError(
-                f"{path}: module '{name}' has factors in {WEIGHTS_FILE}, but target_modules in {CONFIG_FILE} does not "
-                f"name it, so PEFT would leave them out ({config['target_modules']!r})."
+                f"{path}: module '{name}' has factors in {WEIGHTS_FILE}, but {field} in {CONFIG_FILE} "
+                f"{'names' if field == 'exclude_modules' else 'does not name'} it, so PEFT would leave them out "
+                f"({config[field]!r})."
             )
     return {name: (sides["A"], sides["B"]) for name, sides in found.items()}
 
@@ -553,13 +574,36 @@ def _check_finite(path: Path, name: str, side: str, tensor: torch.Tensor, reason
         )
 
 
+def _leaving_out(config: dict[str, Any], name: str) -> str | None:
+    """The field by which PEFT gives a module no adapter, if there is one."""
+    targets, excluded, _, layers = (config.get(field) for field in NAMING_FIELDS)
+    if excluded and _is_named(excluded, name):
+        return "exclude_modules"
+    if not is_target(targets, name):
+        return "target_modules"
+    is_in = layers is None or layers == [] or _layer(config, name) in _listed(layers)
+    return None if is_in else "layers_to_transform"
+
+
 def is_target(targets: list[str] | str | None, name: str) -> bool:
+    """Whether ``target_modules`` names a module, as PEFT reads it."""
+    return targets is None or targets == "all-linear" or _is_named(targets, name)
+
+
+def _is_named(names: list[str] | str, name: str) -> bool:
     """PEFT's choice of modules: the end of the name for a list, the whole name for a regular expression."""
-    if targets is None or targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(name == ending or name.endswith(f".{ending}") for ending in names)
+
+
+def _layer(config: dict[str, Any], name: str) -> int | None:
+    """The number of a module's layer as PEFT counts: the first in the name, or behind ``layers_pattern``."""
+    patterns = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(config.get("layers_pattern") or [])]
+    for pattern in patterns or [r".*?\.[^.]*"]:
+        if match := re.match(rf"{pattern}\.(?P<layer>\d+)\.", name):
+            return None if match["layer"] is None else int(match["layer"])
+    return None
 
 
 def _pattern(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:

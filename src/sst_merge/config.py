@@ -10,7 +10,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -173,7 +175,8 @@ def _as_adapters(value: Any) -> Any:
 
 
 AdapterSum = Annotated[
-    Path | Annotated[list[WeightedAdapter], Field(min_length=1)],
+    Annotated[Path, Tag("path")] | Annotated[list[WeightedAdapter], Field(min_length=1), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "path"),  # one mistake, one problem
     BeforeValidator(_as_adapters),
 ]
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sst_merge.errors import DataError, ModelError
-from sst_merge.models import Base, at_least_float32
+from sst_merge.models import Base, at_least_float32, left_padded
 
 MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
 
@@ -113,17 +113,10 @@ def collate(base: Base, samples: Sequence[Encoded], *, shared: int = 0) -> Batch
 
     The first ``shared`` tokens, which must be the same in every sample, stand before the padding.
     """
-    length = max(len(sample.ids) for sample in samples)
-    ids = torch.full((len(samples), length), base.tokenizer.pad_token_id)
-    mask, answer_mask = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+    ids, mask, positions = left_padded([sample.ids for sample in samples], base.tokenizer.pad_token_id, shared=shared)
+    answer_mask = torch.zeros(ids.shape, dtype=torch.bool)
     for row, sample in enumerate(samples):
-        offset = length - len(sample.ids)
-        ids[row, :shared] = torch.tensor(sample.ids[:shared], dtype=torch.long)
-        ids[row, offset + shared :] = torch.tensor(sample.ids[shared:])
-        mask[row, :shared] = 1
-        mask[row, offset + shared :] = 1
-        answer_mask[row, offset + sample.answer_start :] = True
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        answer_mask[row, ids.shape[1] - sample.answer_length :] = True
     return Batch(*(tensor.to(base.device) for tensor in (ids, mask, positions, answer_mask)))
 
 
@@ -222,9 +215,11 @@ class ReadPrompts:
 def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
     """Length of the common beginning, each prompt's last token left out; none where a sliding window could be felt.
 
-    Padding stands behind the common beginning, and a window counts padding, too.
+    Padding stands behind the common beginning, and a window counts padding, too, as all of some models does.
     """
-    window = getattr(base.model.config, "sliding_window", None)
+    if not base.ignores_inner_padding:
+        return 0
+    window = getattr(base.model.config.get_text_config(), "sliding_window", None)
     if window is not None and max(map(len, prompts)) + MOST_NEW_TOKENS > window:
         return 0
     shared = 0
@@ -237,7 +232,11 @@ def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
 
 @torch.no_grad()
 def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
-    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once."""
+    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once.
+
+    Raises:
+        ModelError: If the model keeps anything else than keys and values.
+    """
     shared = _shared_tokens(base, [prompt.ids for prompt in prompts])
     batch = collate(base, prompts, shared=shared)
     cache = None
@@ -252,7 +251,13 @@ def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
         logits_to_keep=1,
         use_cache=True,
     )
-    return ReadPrompts(batch, at_least_float32(read.logits), read.past_key_values)
+    cache = getattr(read, "past_key_values", None)
+    if not all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(cache, "layers", [None])):
+        raise ModelError(
+            f"base_model: {base.reference!r} carries a state from token to token besides keys and values, from which "
+            "answers cannot be read on. Leave evaluation out: such a model can be merged, not evaluated."
+        )
+    return ReadPrompts(batch, at_least_float32(read.logits), cache)
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ import json
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -67,6 +68,8 @@ class Base:
     """Every linear module by its name in the model, the output head left out."""
     end_tokens: frozenset[int]
     """Tokens that end an answer: the tokenizer's, and those of the model's generation configuration."""
+    ignores_inner_padding: bool = True
+    """Whether padding between tokens changes nothing; padding on the left never does."""
 
     @property
     def device(self) -> torch.device:
@@ -111,8 +114,8 @@ def load_base(
 
     Raises:
         ModelError: If it cannot be loaded from safetensors without running foreign code, its tensors are not those of
-            its configuration, it has no chat template, does not fit, or is quantised already and ``dtype`` does not
-            say so.
+            its configuration, it has no chat template, does not fit, is quantised already and ``dtype`` does not
+            say so, or reads padding.
     """
     where, precision = placement(device, dtype)
     is_stored_quantised = getattr(_config(reference, revision), "quantization_config", None) is not None
@@ -154,7 +157,61 @@ def load_base(
             f"base_model: {reference!r} is quantised ({base.precision}), and dtype is {precision}. "
             f"Set dtype: {base.precision}, so that reports say so."
         )
+    base.ignores_inner_padding = ignores_inner_padding(base)
     return base
+
+
+def left_padded(
+    sequences: Sequence[Sequence[int]], padding: int, *, shared: int = 0
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Token ids, attention mask, and positions that ignore the padding.
+
+    The first ``shared`` tokens, which must be the same in every sequence, stand before the padding.
+    """
+    length = max(map(len, sequences))
+    ids = torch.full((len(sequences), length), padding)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        start = length - len(sequence) + shared
+        ids[row, :shared] = torch.tensor(sequence[:shared], dtype=torch.long)
+        ids[row, start:] = torch.tensor(sequence[shared:], dtype=torch.long)
+        mask[row, :shared] = mask[row, start:] = 1
+    return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def ignores_inner_padding(base: Base) -> bool:
+    """Put a few tokens to the model alone and beside a longer sequence: padding on their left must change nothing.
+
+    Returns:
+        Whether padding between the tokens changes nothing, either; a bias by distance (ALiBi) may count columns.
+
+    Raises:
+        ModelError: If padding on the left is read, as a running state does.
+    """
+    tokens = base.tokenizer("One two three four.", add_special_tokens=False)["input_ids"] * 32
+    few, many = tokens[:4], tokens[:32]
+
+    def logits(*sequences: list[int], shared: int = 0) -> Tensor:
+        batch = left_padded(sequences, base.tokenizer.pad_token_id, shared=shared)
+        ids, mask, positions = (tensor.to(base.device) for tensor in batch)
+        output = base.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=4 - shared, use_cache=False
+        )
+        return output.logits[0, shared - 4 :].double()
+
+    alone = logits(few)
+    # int8 rounds activations about as coarsely as bfloat16 does
+    rounding = torch.finfo(torch.bfloat16 if base.precision in QUANTISED.values() else base.dtype).eps
+    allowed = rounding**0.5 * (alone.max() - alone.min())
+    difference = (logits(few, many) - alone).abs().max()
+    if difference > allowed:
+        raise ModelError(
+            f"base_model: {base.reference!r} reads the padding on the left of a shorter text (logits differ by "
+            f"{float(difference):.2g}), so that every result would depend on what else is in its batch. Models that "
+            "carry a state from token to token and do not mask it cannot be used."
+        )
+    return bool((logits(few, many, shared=2) - alone[2:]).abs().max() <= allowed)
 
 
 def _check_complete(reference: str, found: Mapping[str, Any]) -> None:
@@ -390,9 +447,6 @@ class Architecture:
     """What a model's configuration says of its size."""
 
     parameters: int
-    layers: int
-    hidden: int
-    intermediate: int
     vocabulary: int
     shapes: dict[str, tuple[int, int]]
     """``(d_out, d_in)`` of every linear module, the output head left out."""
@@ -417,10 +471,7 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
         raise ModelError(f"base_model: {reference!r} is no causal language model: {error}") from error
     return Architecture(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        vocabulary=config.vocab_size,
+        vocabulary=config.get_text_config().vocab_size,
         shapes={name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()},
     )
 

@@ -15,11 +15,14 @@ from sst_merge.models import Base, at_least_float32, is_quantised
 
 
 def check_modules(base: Base, updates: Updates, where: str) -> None:
-    """Every module of an adapter must exist in the model with the same shape.
+    """Every module of an adapter must exist in the model with the same shape and a weight of its own.
 
     Raises:
         ModelError: Naming the first module that does not fit.
     """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in base.model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), []).append(name)
     for name, update in updates.items():
         if name not in base.modules:
             near = [known for known in base.modules if known.rpartition(".")[2] == name.rpartition(".")[2]]
@@ -33,6 +36,12 @@ def check_modules(base: Base, updates: Updates, where: str) -> None:
             raise ModelError(
                 f"{where}: module '{name}' has an update of shape {update.shape}, but the weight in {base.reference} "
                 f"is {expected}. The adapter was trained on a model of another size."
+            )
+        shared = owners[base.modules[name].weight.data_ptr()]
+        if len(shared) > 1 and not is_quantised(base.modules[name]):  # on those an update acts beside the weight
+            raise ModelError(
+                f"{where}: in {base.reference} {' and '.join(shared)} are one and the same, so an update of module "
+                f"'{name}' would change more than PEFT does. Train both adapters without it (target_modules)."
             )
 
 
@@ -62,7 +71,7 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
         where: Name for error messages.
 
     Raises:
-        ModelError: If a module is missing or has another shape.
+        ModelError: If a module is missing, has another shape or shares its weight.
     """
     check_modules(base, updates, where)
     beside = {name: updates[name] for name in sorted(updates) if is_quantised(base.modules[name])}

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from families import other_base
+from sst_merge.errors import ModelError
 from sst_merge.inference import Encoded, collate
 from sst_merge.models import Base
 from sst_merge.statistics import SampleGradients
@@ -85,6 +87,21 @@ def test_batched_gradients_equal_a_loop_with_a_lora_probe(family: Family) -> Non
         torch.testing.assert_close(likelihoods[index], log_likelihood, **ROUNDING)
         for name in bases:
             torch.testing.assert_close(gradients[name][index].view_as(expected[name]), expected[name], **ROUNDING)
+
+
+@pytest.mark.parametrize("kind", ["opt", "qwen2_moe"])
+def test_tokens_in_one_list_are_one_samples_or_refused(kind: str) -> None:
+    base = other_base(kind)  # float32: transformers' experts know no other precision on a CPU than the usual ones
+    bases = patch_bases(random_adapter(base, rank=3, seed=1))
+    samples = encoded_conversations(base)[:3]
+    gradients, _ = batched(base, bases, samples, range(3), batch_size=1)
+    for index, sample in enumerate(samples):
+        expected, _ = gradients_one_by_one(base, bases, sample)
+        for name in bases:
+            found = gradients[name][index].view_as(expected[name])
+            assert float((found - expected[name]).norm()) <= 1e-5 * float(expected[name].norm())
+    with pytest.raises(ModelError, match=r"module '.*(fc1|gate_proj)' reads the tokens of a batch as .*batch_size: 1"):
+        batched(base, bases, samples, range(3), batch_size=2)
 
 
 @pytest.mark.parametrize(("batch_size", "reverse"), [(1, False), (3, False), (3, True), (8, True)])

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 
 from sst_merge import adapter_io
@@ -33,7 +36,7 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.errors import AdapterError
 from sst_merge.models import Base
-from tiny import peft_model, random_adapter, random_update, tiny_base, write_peft_adapter
+from tiny import load_with_peft, peft_model, random_adapter, random_update, tiny_base, write_peft_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 KEY = f"base_model.model.{Q}.lora_"
@@ -438,6 +441,63 @@ def test_factors_that_peft_would_leave_out_are_refused(folder: Path, targets: An
 def test_target_modules_are_understood_as_by_peft(folder: Path, targets: Any) -> None:
     edit_config(folder, target_modules=targets)
     assert len(read_adapter(folder).updates) == 4
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exclude_modules": ["q_proj"]},
+        {"exclude_modules": ["layers.1.self_attn.q_proj", "mlp"]},
+        {"exclude_modules": r".*layers\.0.*"},
+        {"layers_to_transform": 1},
+        {"layers_to_transform": [0], "layers_pattern": "layers"},
+        {"layers_to_transform": [1], "layers_pattern": ["blocks", "lay.*"]},
+        {"layers_to_transform": [0, 1], "layers_pattern": "blocks"},
+        {"layers_to_transform": [1], "layers_pattern": "blocks|layers"},
+        {"layers_to_transform": [0, 1]},
+        {"layers_to_transform": []},
+        {"layers_to_transform": [1, 0], "exclude_modules": ["k_proj"], "layers_pattern": []},
+    ],
+    ids=str,
+)
+def test_modules_of_which_peft_reads_no_factors_are_refused(llama: Base, folder: Path, fields: dict[str, Any]) -> None:
+    edit_config(folder, **fields)
+    config = LoraConfig.from_pretrained(str(folder))
+    written = {name for name in llama.modules if name.rpartition(".")[2] in config_of(folder)["target_modules"]}
+    applied = {name for name in written if check_target_module_exists(config, name) is True}
+    if applied == written:
+        assert read_adapter(folder).updates.keys() == written
+        return
+    found = refused_by_both(folder)
+    assert (match := re.search(r"module '(.*)' has factors in .*, but (\w+) in .*so PEFT would leave them out", found))
+    assert match[1] in written - applied
+    assert match[2] in fields
+
+
+def test_peft_leaves_out_what_is_refused(llama: Base, folder: Path) -> None:
+    edit_config(folder, layers_to_transform=[0])
+    assert peft_deltas(load_with_peft(llama, folder)).keys() == {Q, "model.layers.0.mlp.down_proj"}
+    assert "module 'model.layers.1." in refused_by_both(folder)
+    edit_config(folder, layers_to_transform=None, exclude_modules=["q_proj"])
+    assert all(name.endswith("down_proj") for name in peft_deltas(load_with_peft(llama, folder)))
+    assert f"module '{Q}' has factors in {WEIGHTS_FILE}, but exclude_modules in" in refused_by_both(folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers_to_transform": "0"},
+        {"layers_to_transform": [True]},
+        {"layers_to_transform": [0], "target_modules": ".*_proj"},
+        {"layers_pattern": "("},
+        {"exclude_modules": 3},
+    ],
+    ids=str,
+)
+def test_fields_that_choose_modules_have_values_that_peft_takes(folder: Path, fields: dict[str, Any]) -> None:
+    edit_config(folder, **fields)
+    (field, value), *_ = fields.items()
+    assert f"{CONFIG_FILE}: {field} is {value!r}, expected " in refused_by_both(folder)
 
 
 # Two adapters

@@ -230,6 +230,22 @@ def test_the_alternatives_of_a_union_are_one_problem(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("adapters", "expected"),
+    [
+        ("[{path: a, weight: 0}]", "safety.0.weight: Input should be greater than 0 (got 0)"),
+        ("[{path: a, weight: -1}, b]", "safety.0.weight: Input should be greater than 0 (got -1)"),
+        ("[b, {weight: 1}]", "safety.1.path: is missing."),
+        ("[]", "safety: List should have at least 1 item after validation, not 0 (got [])"),
+        ("3", "safety: Input is not a valid path for <class 'pathlib.Path'> (got 3)"),
+    ],
+)
+def test_a_mistake_in_a_list_of_adapters_is_one_problem(tmp_path: Path, adapters: str, expected: str) -> None:
+    values = yaml.safe_load(RUN)
+    values["adapters"]["safety"] = yaml.safe_load(adapters)
+    assert problems(yaml.safe_dump(values), tmp_path, RunConfig) == [f"adapters.{expected}"]
+
+
 @pytest.mark.parametrize("key", ["seed", "epochs", "batch_size", "learning_rate"])
 def test_yes_is_no_number(tmp_path: Path, key: str) -> None:
     assert problems(TRAIN + f"{key}: yes\n", tmp_path) == [f"{key}: Input should be a number, not yes or no (got True)"]

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from families import other_base, write_other
 from sst_merge import inference
 from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import (
@@ -20,7 +21,7 @@ from sst_merge.inference import (
     prefix_log_likelihoods,
     read_prompts,
 )
-from sst_merge.models import Base, load_base, model_identity, prepare_base
+from sst_merge.models import Base, ignores_inner_padding, load_base, model_identity, prepare_base
 from sst_merge.weights import applied, check_modules, weights_sha256
 from tiny import (
     BOS,
@@ -158,6 +159,24 @@ def test_an_adapter_of_another_architecture_or_size_is_refused_by_name(llama: Ba
         check_modules(llama, {"model.layers.0.mlp.up_proj": random_update((32, 48), 1, seed=0)}, "safety")
 
 
+@pytest.mark.parametrize(
+    "names", [["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"], ["model.layers.1.mlp.up_proj"]]
+)
+def test_an_update_of_a_weight_that_modules_share_is_refused(names: list[str]) -> None:
+    base = tiny_base()
+    base.modules["model.layers.1.mlp.up_proj"].weight = base.modules["model.layers.0.mlp.up_proj"].weight
+    before = snapshot(base)
+    shared = r"layers.0.mlp.up_proj.weight and model.layers.1.mlp.up_proj.weight are one and the same"
+    with (
+        pytest.raises(ModelError, match=rf"safety: in tiny-llama .*{shared}"),
+        applied(base, {name: random_update((48, 32), 1, seed=0) for name in names}, "safety"),
+    ):
+        pass
+    assert is_unchanged(base, before)
+    with applied(base, {"model.layers.0.mlp.down_proj": random_update((32, 48), 1, seed=0)}, "safety"):
+        pass  # a weight of its own
+
+
 def test_preparing_freezes_the_model_and_needs_a_template_and_an_end_token() -> None:
     base = tiny_base()
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
@@ -187,6 +206,42 @@ def test_a_folder_loads_to_the_same_weights_and_a_missing_one_is_named(tmp_path:
         load_base(str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="unknown model 'pypi:unheard-of'"):
         load_base("pypi:unheard-of")
+
+
+FINE = ["llama", "falcon", "gptj", "opt", "mpt", "phi", "qwen3", "gemma2", "gemma3_text", "mixtral", "gpt_oss"]
+FINE += ["mamba", "mamba2", "bamba", "lfm2"]  # a state that padding is kept out of
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", FINE)
+def test_padding_changes_nothing_that_most_models_say(kind: str, dtype: torch.dtype) -> None:
+    base = tiny_base(dtype=dtype) if kind == "llama" else other_base(kind, dtype=dtype)
+    # A bias by distance, a state and a window that is felt here (16 tokens) count padding between the tokens.
+    counts_columns = kind in {"mpt", "gemma3_text", "gpt_oss", "mamba", "mamba2", "bamba", "lfm2"}
+    assert ignores_inner_padding(base) is not counts_columns
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "recurrent_gemma"])
+def test_a_model_that_reads_padding_is_refused(tmp_path: Path, kind: str) -> None:
+    write_other(tmp_path, kind)
+    with pytest.raises(ModelError, match=r"base_model: '.*base' reads the padding on the left .* cannot be used"):
+        load_base(str(tmp_path / "base"), device="cpu")
+
+
+def test_a_prompt_is_read_the_same_alone_and_beside_others_where_columns_are_counted(tmp_path: Path) -> None:
+    write_other(tmp_path, "mpt")
+    base = load_base(str(tmp_path / "base"), device="cpu")
+    prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
+    alone = torch.cat([read_prompts(base, [prompt]).first_logits for prompt in prompts])
+    torch.testing.assert_close(read_prompts(base, prompts).first_logits, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_a_model_with_a_state_besides_keys_and_values_is_not_evaluated(kind: str) -> None:
+    base = other_base(kind)
+    base.ignores_inner_padding = ignores_inner_padding(base)
+    with pytest.raises(ModelError, match=r"'tiny-.*' carries a state .* Leave evaluation out"):
+        read_prompts(base, [encode(base, prompt) for prompt, _ in CONVERSATIONS])
 
 
 def test_a_base_is_never_completed_by_random_numbers(tmp_path: Path) -> None:

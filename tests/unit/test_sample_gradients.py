@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sst_merge.errors import NumericalError
+from families import other_base
+from sst_merge.errors import ModelError, NumericalError
 from sst_merge.inference import collate
 from sst_merge.linalg import patch_coordinates
 from sst_merge.models import Base
-from sst_merge.statistics import SampleGradients
+from sst_merge.statistics import STATISTICS, KroneckerFactors, SampleGradients
 from sst_merge.statistics.sample_gradients import batch_gradients, capture_gradients, choose_side, patch_bases
 from sst_merge.weights import applied
-from tiny import encoded_conversations, in_another_gauge, random_adapter, random_update, zero_adapter
+from tiny import encoded_conversations, in_another_gauge, random_adapter, random_update, tiny_base, zero_adapter
 
 
 def measure(base: Base, folder: Path, batch_size: int = 4, **changed: object) -> SampleGradients:
@@ -153,3 +154,32 @@ def test_a_gradient_that_is_not_finite_names_its_module(llama: Base) -> None:
         with pytest.raises(NumericalError, match=name):
             batch_gradients(llama, bases, collate(llama, encoded_conversations(llama)[:2]))
     assert bool(torch.isfinite(weight).all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("phimoe", r"module 'model.layers.0.mlp.router' does more than multiply .* \(target_modules\)"),
+        ("mamba", r"module 'backbone.layers.0.mixer.dt_proj' takes no part .* \(2 such module\(s\) of 8\)"),
+    ],
+)
+@pytest.mark.parametrize("statistic", list(STATISTICS.values()), ids=list(STATISTICS))
+def test_modules_that_are_not_called_as_linear_ones_are_refused_at_the_first_batch(
+    tmp_path: Path, kind: str, message: str, statistic: type[SampleGradients] | type[KroneckerFactors]
+) -> None:
+    base, done = other_base(kind), []
+    samples, bases = encoded_conversations(base), patch_bases(random_adapter(base, 2, seed=1))
+    with pytest.raises(ModelError, match=message):
+        statistic.measure(
+            base, bases, samples, tmp_path, safety_samples=4, weights=[1.0] * 8, batch_size=4, on_batch=done.append
+        )
+    assert not done
+
+
+def test_a_module_that_is_used_twice_for_a_text_is_refused() -> None:
+    base = tiny_base()
+    first, second = base.model.model.layers
+    second.mlp.up_proj = first.mlp.up_proj
+    bases = patch_bases({"model.layers.0.mlp.up_proj": random_update((48, 32), 2, seed=0)})
+    with pytest.raises(ModelError, match=r"module 'model.layers.0.mlp.up_proj' is used more than once"):
+        batch_gradients(base, bases, collate(base, encoded_conversations(base)[:2]))

@@ -159,8 +159,8 @@ def _coordinates(dims: tuple[int, int], rank: int) -> int:
 
 
 def _token_bytes(shape: Architecture, width: int) -> int:
-    """Activations kept for the backward pass, per token: attention and feed-forward of each layer, and the logits."""
-    return width * (shape.layers * (6 * shape.hidden + 3 * shape.intermediate)) + 4 * 2 * shape.vocabulary
+    """Activations kept for the backward pass, per token: half as much again as linear modules put out, and logits."""
+    return width * 3 * sum(d_out for d_out, _ in shape.shapes.values()) // 2 + 4 * 2 * shape.vocabulary
 
 
 def _questions(experiment: Exp1) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sst_merge.adapter import Updates
-from sst_merge.errors import NumericalError
+from sst_merge.errors import ModelError, NumericalError
 from sst_merge.inference import Batch, Encoded, answer_log_likelihood, collate, length_sorted
 from sst_merge.linalg import Side, joint_basis, patch_basis
 from sst_merge.models import Base
@@ -32,6 +32,8 @@ from sst_merge.statistics.stored import (
     save_tensors,
     write_index,
 )
+
+LEAVE_OUT = "Train both adapters without it (target_modules), or use a method that needs no calibration."
 
 
 def choose_side(shape: tuple[int, int]) -> Side:
@@ -71,19 +73,33 @@ def capture_tokens(
         bases: Coordinates per module.
         on_tokens: Called once per module and backward pass, with the module's name, ``left`` and ``right``; float32
             at least, float64 in a float64 model.
+
+    Raises:
+        ModelError: If a module's tokens cannot be told apart by sample, or it is used never or more than once.
     """
     precision = torch.promote_types(base.dtype, torch.float32)
+    captured = {name: basis for name, basis in bases.items() if basis.q.shape[0]}
+    tokens = torch.Size()  # (batch, seq), as the embeddings read it
+    used, reported = set[str](), set[str]()
 
     def hook_for(name: str, basis: PatchBasis) -> Callable[..., None]:
         q = basis.q.to(device=base.modules[name].weight.device, dtype=precision)
 
-        def on_forward(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach()  # (batch, seq, d_in)
+        def on_forward(_module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            x = _by_sample(name, inputs, output, tokens)  # (batch, seq, d_in)
+            if name in used:
+                raise ModelError(
+                    f"module '{name}' is used more than once for the same text, which cannot be calibrated. {LEAVE_OUT}"
+                )
+            if not x.numel() or not output.requires_grad:
+                return
+            used.add(name)
             # What is kept until the backward pass: few columns, or the input itself, which modules side by side share.
             kept = x.to(precision) @ q.T if basis.side == "output" else x
 
             def on_backward(g: Tensor) -> None:
-                g = g.to(precision)  # (batch, seq, d_out)
+                g = g.to(precision).reshape(*kept.shape[:2], -1)  # (batch, seq, d_out)
+                reported.add(name)
                 on_tokens(name, g if basis.side == "output" else g @ q.T, kept.to(precision))
 
             output.register_hook(on_backward)
@@ -92,19 +108,42 @@ def capture_tokens(
 
     # The embeddings' output starts the graph, since no weight requires a gradient.
     def start_graph(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal tokens
+        tokens = output.shape[:2]
+        used.clear()
         output.requires_grad_(True)
 
     handles = [base.model.get_input_embeddings().register_forward_hook(start_graph)]
-    handles += [
-        base.modules[name].register_forward_hook(hook_for(name, basis))
-        for name, basis in bases.items()
-        if basis.q.shape[0]
-    ]
+    handles += [base.modules[name].register_forward_hook(hook_for(name, basis)) for name, basis in captured.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+    if unused := sorted(captured.keys() - reported):
+        raise ModelError(
+            f"module '{unused[0]}' takes no part in what the model says to some of the texts ({len(unused)} such "
+            f"module(s) of {len(captured)}), so that it has no gradient there. {LEAVE_OUT}"
+        )
+
+
+def _by_sample(name: str, inputs: tuple[Any, ...], output: Any, tokens: torch.Size) -> Float[Tensor, "batch seq d_in"]:
+    """A module's input, sample by sample. In a batch of one all rows are the one sample's, whatever their order.
+
+    Raises:
+        ModelError: If rows cannot be told apart by sample for certain, or the module is not called as linear ones are.
+    """
+    x = inputs[0].detach() if inputs and isinstance(inputs[0], Tensor) else None
+    if x is None or not isinstance(output, Tensor) or output.shape[:-1] != x.shape[:-1]:
+        raise ModelError(f"module '{name}' does more than multiply its input by its weight. {LEAVE_OUT}")
+    if x.ndim == 3 and x.shape[:2] == tokens:
+        return x
+    if tokens[0] == 1:
+        return x.reshape(1, -1, x.shape[-1])
+    raise ModelError(
+        f"module '{name}' reads the tokens of a batch as {tuple(x.shape[:-1])}, not as (samples, tokens) = "
+        f"{tuple(tokens)}: which are whose is uncertain. Set calibration.batch_size: 1."
+    )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What is known before a model is loaded."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,35 @@ from typing import Any
 import pytest
 import torch
 
+from families import write_other_inputs
 from sst_merge.adapter_io import read_headers
 from sst_merge.errors import DataError
 from sst_merge.stages.calibrate import statistics_folder
 from sst_merge.stages.plan import describe, plan, require_room, write_plan
-from tiny_run import copied, run_config, write_rows
+from tiny_run import copied, run_config, run_file, write_rows
 
 
 def made(inputs: Path, **changes: Any) -> Any:
     return plan(run_config(inputs, Path("unused"), **changes), root=Path())
+
+
+@pytest.mark.parametrize("kind", ["falcon", "gptj", "opt", "mpt", "mamba2", "gemma3"])
+def test_a_model_of_any_kind_is_planned_whatever_its_configuration_calls_its_sizes(
+    sst: Callable[..., Any], inputs: Path, tmp_path: Path, kind: str
+) -> None:
+    targets = {"target_modules": ["in_proj"]} if kind == "mamba2" else {}  # PEFT refuses its output projection
+    base = write_other_inputs(tmp_path / "inputs", kind, inputs, **targets)
+    ended = sst("check", run_file(tmp_path / "run.yaml", tmp_path / "inputs", tmp_path / "run"))
+    assert ended.code == 0, ended.err
+    modules = describe(made(tmp_path / "inputs"))["modules"]
+    assert modules.keys() == {name for name in base.modules if not targets or name.endswith("in_proj")}
+
+
+def test_transposed_weights_of_gpt2_are_refused_by_name(sst: Callable[..., Any], inputs: Path, tmp_path: Path) -> None:
+    write_other_inputs(tmp_path / "inputs", "gpt2", inputs, target_modules=["c_attn"], fan_in_fan_out=True)
+    ended = sst("check", run_file(tmp_path / "run.yaml", tmp_path / "inputs", tmp_path / "run"))
+    assert ended.code == 1
+    assert "fan_in_fan_out = True is not supported: weights are stored transposed (Conv1D)" in ended.err
 
 
 def test_sizes_follow_from_the_headers(inputs: Path) -> None:
