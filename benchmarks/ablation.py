@@ -34,10 +34,10 @@ import torch
 from ablation_report import ARMS, OURS, front_keys, path_keys, report
 
 from sst_merge.adapter import Updates, concatenate
-from sst_merge.adapter_io import folder_sha256, read_adapter
+from sst_merge.adapter_io import folder_sha256, read_adapter, training_rows
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.config import TrainConfig, load_config
-from sst_merge.data import DataSource, Row, load_rows
+from sst_merge.data import DataSource, Row, check_disjoint, content_id, load_rows
 from sst_merge.inference import (
     Batch,
     ReadPrompts,
@@ -289,6 +289,23 @@ class Cell:
         ]
         return contrasted(harmful, useful, refused, first_tokens=FIRST_TOKENS, per_prompt=REFUSALS_PER_PROMPT)
 
+    def check_disjoint(self, others: dict[str, list[Row]] | None = None) -> None:
+        """Calibration, validation and test rows, and ``others``, must not share a prompt, nor training with the tested.
+
+        Raises:
+            DataError: Naming the uses that share prompts.
+        """
+        parts = {f"{split} {task}": rows for split in ("validation", "test") for task, rows in self.rows(split).items()}
+        harmful, useful = self.calibration_rows()
+        used = {use: {row.id for row in rows} for use, rows in (parts | (others or {})).items()}
+        used["calibration"] = {content_id(row.prompt) for row in harmful + useful}
+        check_disjoint(used)
+        for name in (self.utility, self.safety):
+            learnt = training_rows(self.adapter(name))
+            for use, ids in used.items():
+                if not use.startswith("validation"):  # the trainer's own validation rows are among those it names
+                    check_disjoint({f"training of {name}": learnt & ids, use: ids})
+
     @cache  # noqa: B019 (cells are few, and every line of results asks)
     def calibration_sha256(self, variant: str) -> str | None:
         """Hash of the rows that a variant is calibrated on; ``None`` for methods without statistics."""
@@ -508,6 +525,7 @@ def wanted_on_test(validation: dict[str, dict[str, Any]], variants: Sequence[str
 
 def run_cell(base: Base, cell: Cell, variants: Sequence[str]) -> None:
     """All three steps for some of the methods; what is there is kept."""
+    cell.check_disjoint()
     statistics = cell.statistics(base, cell.folder() / "statistics", variants)
     tried = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in trials(variants)}
     whole = {key: set(MEASURES) for key in (*ARMS, *tried)}

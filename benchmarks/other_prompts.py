@@ -114,6 +114,7 @@ def main() -> None:
     files = {"refusal": options.harmful, "over_refusal": options.harmless}
     parts = {task: rows_of(given) for task, given in files.items()}
     rows = {task: [row for part in found for row in part] for task, found in parts.items()} | {"utility": []}
+    cell.check_disjoint(rows)
     data = {task: rows_sha256(found) for task, found in rows.items()} | {"cell": cell.folder().name}
     base = load_base(BASE_MODEL)
     utility, safety = cell.updates()

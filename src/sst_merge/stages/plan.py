@@ -134,12 +134,26 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         notes.append("method.strength is 0: nothing of the safety adapter is added")
     if config.calibration is not None and requests(config):
         notes += _harmless_notes(config.calibration, inputs)
+    notes += _cluster_notes(inputs)
     for label, _, folder in adapters:
         if config.evaluation is not None and not training_rows(folder):
             notes.append(
                 f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, tuple(notes))
+
+
+def _cluster_notes(inputs: Inputs) -> list[str]:
+    """Clusters that stand on both sides: rows of one template or source in calibration and evaluation."""
+    calibrated = {row.cluster for row in inputs.calibration_safety + inputs.calibration_utility} - {None}
+    notes = []
+    for task, rows in inputs.evaluation.items():
+        if shared := sorted(str(cluster) for cluster in calibrated & {row.cluster for row in rows}):
+            notes.append(
+                f"evaluation.{task} shares {len(shared)} cluster(s) with the calibration ({shared[0]!r}): its results "
+                "may be better than on rows of other clusters. Splits of one file keep clusters together"
+            )
+    return notes
 
 
 def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:

@@ -268,3 +268,15 @@ def test_statistics_that_stay_need_no_space_again(
     write_plan(made, command="c", replace=True, reusable=[folder])
     assert [asked[0] - needed for needed in asked] == [0, whole // 2]
     assert (folder / "batch-0000.safetensors").is_file()
+
+
+def test_a_cluster_on_both_sides_is_noted(inputs: Path, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    for name, clusters in (("safety_calibration", "ab"), ("refusal", "bc"), ("exact_match", "cd")):
+        file = own / f"{name}.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [row | {"cluster": clusters[number % 2]} for number, row in enumerate(rows)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    notes = [note for note in made(own).notes if "cluster(s)" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("evaluation.refusal shares 1 cluster(s) with the calibration ('b')")
