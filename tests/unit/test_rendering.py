@@ -494,8 +494,9 @@ def test_the_terminal_table_shows_units_and_values_without_interval(results):
     console = Console(width=400, file=io.StringIO())
     console.print(rates_table(results))
     shown = console.file.getvalue()
-    assert "26.100 perplexity  [24.000, 28.200]" in shown
-    assert "26.100 perplexity  (1 sample: no interval)" in shown
+    assert ", perplexity (n = " in shown
+    assert "26.100 [24.000, 28.200]" in shown
+    assert "26.100 (1 sample: no interval)" in shown
 
 
 def test_contrasts_come_in_the_order_of_the_question(results):

@@ -37,14 +37,17 @@ def rates_table(results: dict[str, Any]) -> Table:
     columns = []
     for task in results["tasks"]:
         measure = next(measure for measure in task["measures"] if measure["primary"])
-        table.add_column(f"{task['title']}\n{measure['title']} (n = {task['n']})")
-        columns.append((task["name"], measure["name"], measure["unit"]))
+        unit = "%" if measure["unit"] == "pp" else measure["unit"]
+        table.add_column(f"{task['title']}\n{measure['title']}, {unit} (n = {task['n']})")
+        columns.append((task["name"], measure))
     found = {(e["arm"], e["task"], e["measure"]): e for e in results["estimates"]}
     for arm in results["arms"]:
         cells = []
-        for task, measure, unit in columns:
-            cell = estimate_cell(estimate := found[arm["name"], task, measure], unit)
+        for task, measure in columns:
+            estimate = found[arm["name"], task, measure["name"]]
+            cell = estimate_cell(estimate, measure["unit"])
+            value, _, _ = cell.text.partition(" ")  # its unit is in the head
             reason = f"({estimate['reason']})" if estimate["reason"] else ""
-            cells.append("  ".join(part for part in (cell.text, cell.interval, reason) if part))
+            cells.append(" ".join(part for part in (value, cell.interval, reason) if part))
         table.add_row(arm["label"], *cells)
     return table
