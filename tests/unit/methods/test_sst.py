@@ -350,7 +350,7 @@ def test_directions_that_tie_with_the_untouched_ones_go_with_them() -> None:
     for k, kept, neutral in ((1, 1, 0), (3, 1, 0), (6, 1, 0), (7, 3, 1), (8, 4, 1)):  # one above, a block of 2 + 4
         weights, rest = Keep(directions=k).hard_weights(values, 1.0, 4, energies=values)
         assert (int(weights.sum()), rest) == (kept, neutral)
-    for fraction, kept, neutral in ((0.2, 1, 0), (0.5, 3, 1), (1.0, 4, 1)):  # energies 5, then 2 + 2, then 0.5
+    for fraction, kept, neutral in ((0.2, 1, 0), (0.6, 3, 1), (1.0, 4, 1)):  # energies 5, then 2 + 2, then 0.5
         weights, rest = Keep(energy=fraction).hard_weights(values, 1.0, 4, energies=values, neutral_energy=2.0)
         assert (int(weights.sum()), rest) == (kept, neutral)
 
