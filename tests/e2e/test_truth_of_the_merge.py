@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import read_adapter
+from sst_merge.errors import RunFolderError
 from sst_merge.inference import Completion, ReadPrompts, encode, next_token_log_probabilities
 from sst_merge.methods.sst import Sst
 from sst_merge.methods.task_arithmetic import TaskArithmetic
@@ -305,3 +306,11 @@ def test_answers_decide_the_verdict(inputs: Path, base: Base, tmp_path: Path, mo
     assert merged["loss"]["estimate"] == 0.0
     assert added["verdict"]["code"] == "NO_DETECTABLE_GAIN"  # this arm complies and fails its task
     assert added["loss"]["estimate"] == 1.0
+
+
+def test_probes_of_different_prompts_are_not_compared(inputs: Path, base: Base, tmp_path: Path) -> None:
+    run_tiny(inputs, tmp_path / "run", base, comparisons=None)
+    file = tmp_path / "run" / "scores" / "utility" / "probe.safetensors"
+    save_file({"log_probabilities": load_file(file)["log_probabilities"][:-1].contiguous()}, file)
+    with pytest.raises(RunFolderError, match=r"probe.safetensors has other prompts .* --replace"):
+        run_tiny(inputs, tmp_path / "run", base, comparisons=None)

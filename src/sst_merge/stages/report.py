@@ -407,6 +407,11 @@ def _probe(made: Plan, records: Records, task: str | None, treatment: str) -> di
     for arm in ("utility", treatment):
         with safe_open(made.folder.probe_file(arm), framework="pt") as file:
             found[arm] = file.get_tensor("log_probabilities")
+    if found[treatment].shape != found["utility"].shape:
+        raise RunFolderError(
+            f"{made.folder.probe_file(treatment)} has other prompts than the utility arm's: another version of the "
+            "program began this run. Run: sst-merge run FILE --replace"
+        )
     difference = found[treatment] - found["utility"]
     answers = [[sample["answer"] for sample in records.samples[arm].get(task or "", {}).values()] for arm in found]
     identical = [one == other for one, other in zip(*answers, strict=True)]
