@@ -196,8 +196,7 @@ def _record(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     stored = _stored(folder / RECORD_FILE)
     earlier = _valid(TrainConfig, {**stored.get("config", {}), "output": folder})
-    # Records of earlier versions do not say which base it was.
-    then = {"base": identity["base"], **stored, **({"config": _settings(earlier)} if earlier else {})}
+    then = {**stored, **({"config": _settings(earlier)} if earlier else {})}
     if found := differences({key: then.get(key) for key in identity}, identity):
         raise AdapterError(
             f"output: {folder} has an adapter of another configuration, base or rows; nothing was changed.\n"

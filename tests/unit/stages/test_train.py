@@ -242,15 +242,20 @@ def test_other_evaluation_rows_are_measured(finished: None, scored: Callable[[Sc
     assert files() == before
 
 
-def test_a_record_that_does_not_say_its_base_or_evaluation_rows(
+def test_a_record_that_does_not_say_its_base_is_not_taken_on_trust(finished: None, no_model: None) -> None:
+    RECORD.write_text(json.dumps({**record(), "base": None}), encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"  base   None then, folder sha256:\w+ now"):
+        trained_here()
+
+
+def test_a_record_that_does_not_say_its_evaluation_rows_is_measured_again(
     finished: None, scored: Callable[[Scores], None]
 ) -> None:
-    earlier = {key: value for key, value in record().items() if key not in {"base", "evaluation_sha256"}}
+    earlier = {key: value for key, value in record().items() if key != "evaluation_sha256"}
     RECORD.write_text(json.dumps(earlier), encoding="utf-8")
     scored(lambda _: 1.0)
     trained_here()
     assert record()["measured"][0]["adapter"] == 1.0
-    assert "base" not in record()
 
 
 def test_another_base_is_another_adapter(finished: None, no_model: None) -> None:
