@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 from torch import Tensor
 from transformers import (
@@ -30,7 +29,7 @@ from sst_merge.inference import Encoded, encode
 from sst_merge.models import Base, prepare_base
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
-from sst_merge.statistics.stored import PatchBasis
+from sst_merge.statistics.stored import BASIS_FILE, PatchBasis, save_tensors
 from sst_merge.weights import applied
 
 Family = Literal["llama", "mistral", "qwen2"]
@@ -258,10 +257,10 @@ def gradients_from_rows(
     half = samples // 2
     batches = (tuple(range(half, samples)), tuple(range(half)))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: basis.q for name, basis in bases.items()}, folder / "basis.safetensors")
+    save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
     for number, positions in enumerate(batches):
-        part = {name: values[list(positions)].float().contiguous() for name, values in rows.items()}
-        save_file(part, folder / f"batch-{number:04d}.safetensors")
+        part = {name: values[list(positions)].float() for name, values in rows.items()}
+        save_tensors(folder / f"batch-{number:04d}.safetensors", part)
     return SampleGradients(
         folder,
         safety_samples,
@@ -307,8 +306,8 @@ def random_factors(
                 sums[f"{name}/{data}/{factor}"] = drawn.T @ drawn
             sums[f"{name}/{data}/tokens"] = torch.tensor([float(tokens)])
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: basis.q for name, basis in bases.items()}, folder / "basis.safetensors")
-    save_file(sums, folder / "sums.safetensors")
+    save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
+    save_tensors(folder / "sums.safetensors", sums)
     return KroneckerFactors(folder, 2, (1.0,) * 4, {name: basis.side for name, basis in bases.items()})
 
 

@@ -30,8 +30,10 @@ RANK_TOLERANCE = 1e-10
 # A Cholesky factor of the scaled Gram matrix (unit diagonal) with a pivot below this says: samples are nearly alike,
 # and only an eigendecomposition tells how many directions there are.
 SMALLEST_PIVOT = 1e-3
-# lambda that differs from the neutral value by less than this fraction of the largest differs by rounding.
-TIE = 1e-12
+# lambda that differs from the neutral value by less than this fraction of the largest lambda, or by less than that
+# fraction of the neutral value itself, differs by rounding: the decomposition is good to the former, and lambda of
+# directions near RANK_TOLERANCE, which damping draws to the neutral value, to some 1e-11 of the latter.
+TIE, NEAR_NEUTRAL = 1e-12, 1e-9
 COLUMNS, SAMPLES = 512, 128  # of a block, when a Gram matrix is summed
 
 
@@ -59,8 +61,9 @@ def patch_basis(update: Update, side: Side) -> Float[Tensor, "rank dim"]:
     q_a, r_a = torch.linalg.qr(update.a.double().T)
     left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     # Rounding of float32 factors makes singular values of up to this; as coordinates they would be directions that
-    # depend on the gauge.
-    rounding = torch.finfo(torch.float32).eps * update.b.double().norm() * update.a.double().norm()
+    # depend on the gauge. Component by component: one of large b and small a rounds no other.
+    components = update.b.double().norm(dim=0) * update.a.double().norm(dim=1)  # (rank,)
+    rounding = torch.finfo(torch.float32).eps * components.sum()
     kept = values > rounding.clamp(min=torch.finfo(torch.float64).tiny)
     basis = (q_a @ right.T)[:, kept] if side == "output" else (q_b @ left)[:, kept]
     return basis.T.float().contiguous()
@@ -298,7 +301,7 @@ def eigendirections(problem: SampleSpace, *, damping_safety: float, damping_util
     lambdas, whitened_vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
     lambdas, whitened_vectors = lambdas.flip(0).clamp(min=0.0), whitened_vectors.flip(1)
     # What ties with the neutral directions but for rounding ties with them: nothing else says which of them come first.
-    is_tied = (lambdas - gamma / eps).abs() <= TIE * lambdas.max()
+    is_tied = (lambdas - gamma / eps).abs() <= max(TIE * float(lambdas.max()), NEAR_NEUTRAL * gamma / eps)
     lambdas = torch.where(is_tied, gamma / eps, lambdas)
     directions = torch.linalg.solve_triangular(factor.T, whitened_vectors, upper=True)  # columns v_i
     patch = (vectors.T @ (scale * problem.response)) / root  # C_0 in the orthonormal basis

@@ -89,6 +89,18 @@ def test_batched_gradients_equal_a_loop_with_a_lora_probe(family: Family) -> Non
             torch.testing.assert_close(gradients[name][index].view_as(expected[name]), expected[name], **ROUNDING)
 
 
+def test_a_model_that_scales_its_embeddings_in_place_has_the_gradients_of_a_loop() -> None:
+    base = other_base("ctrl")
+    bases = patch_bases(random_adapter(base, rank=3, seed=1))
+    samples = encoded_conversations(base)[:3]
+    gradients, _ = batched(base, bases, samples, range(3), batch_size=3)
+    for index, sample in enumerate(samples):
+        expected, _ = gradients_one_by_one(base, bases, sample)
+        for name in bases:
+            found = gradients[name][index].view_as(expected[name])
+            assert float((found - expected[name]).norm()) <= 1e-5 * float(expected[name].norm())
+
+
 @pytest.mark.parametrize("kind", ["opt", "qwen2_moe"])
 def test_tokens_in_one_list_are_one_samples_or_refused(kind: str) -> None:
     base = other_base(kind)  # float32: transformers' experts know no other precision on a CPU than the usual ones

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sst_merge.errors import NumericalError
+from sst_merge.errors import NumericalError, StatisticsError
 from sst_merge.methods import ModuleInputs, module_generator
 from sst_merge.methods.keep import Keep
 from sst_merge.methods.sst import Sst
@@ -60,6 +60,19 @@ def test_a_killed_calibration_ends_with_the_same_bytes(
     measure(llama, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert KroneckerFactors.load(tmp_path / "killed").weights == whole.weights
+
+
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "interrupted"])
+def test_damaged_sums_are_an_error_that_names_the_file(llama: Base, tmp_path: Path, is_finished: bool) -> None:
+    measure(llama, tmp_path)
+    file = tmp_path / "sums.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    if not is_finished:
+        (tmp_path / "index.json").unlink()
+    name = "model.layers.1.self_attn.v_proj"  # the last one in the file
+    use = (lambda: KroneckerFactors.load(tmp_path).fishers(name)) if is_finished else (lambda: measure(llama, tmp_path))
+    with pytest.raises(StatisticsError, match=r"sums.safetensors is missing or damaged \(cut off\). Remove the folder"):
+        use()
 
 
 def test_without_damping_a_merge_does_not_depend_on_the_batch_size(llama: Base, tmp_path: Path) -> None:

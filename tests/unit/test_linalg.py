@@ -11,6 +11,7 @@ from sst_merge.linalg import (
     Combination,
     SampleSpace,
     eigendirections,
+    joint_basis,
     patch_basis,
     patch_coordinates,
     patch_from_coordinates,
@@ -104,6 +105,21 @@ def test_rounding_of_a_rank_deficient_adapter_makes_no_coordinates(side: str) ->
 
 
 @both_sides
+@pytest.mark.parametrize("exponent", [9, 12, 16])
+def test_a_gauge_that_rounds_nothing_takes_no_direction_away(side: str, exponent: int) -> None:
+    scale = torch.tensor([2.0**exponent, 2.0**-exponent, 1.0])  # powers of two: the same product to the last bit
+    weights = torch.tensor([1.0, 0.3, 0.008])
+    update = random_update((9, 7), 3, seed=1)
+    thin = Update(update.b * weights, update.a)
+    other = Update(thin.b * scale, thin.a / scale[:, None])
+    assert len(patch_basis(other, side)) == 3
+    torch.testing.assert_close(patch_basis(other, side).abs(), patch_basis(thin, side).abs(), rtol=0, atol=1e-3)
+    one, two = random_update((9, 7), 2, seed=2), random_update((9, 7), 2, seed=3)
+    up, down = 2.0**exponent, 2.0**-exponent
+    assert len(joint_basis(Update(one.b * up, one.a * down), Update(two.b * down, two.a * up), side)) == 4
+
+
+@both_sides
 def test_a_basis_has_as_many_rows_as_the_patch_has_rank(side: str) -> None:
     update = random_update((9, 7), 2, seed=1)
     assert len(patch_basis(concatenate([update, update.scaled(-0.5)]), side)) == 2
@@ -145,6 +161,17 @@ def test_equal_fishers_and_dampings_make_every_direction_tie(coordinates: int) -
     assert found.neutral_value == pytest.approx(1.0)
     undamped = eigendirections(problem, damping_safety=0.0, damping_utility=1e-6)
     torch.testing.assert_close(undamped.values, torch.ones_like(undamped.values), rtol=0, atol=1e-4)  # eps / eigenvalue
+
+
+def test_equal_fishers_tie_in_directions_that_the_data_hardly_see() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        scale = 10 ** (2 * (torch.rand(100, 1, generator=rng, dtype=torch.float64) - 0.5))
+        rows = (torch.randn(100, 400, generator=rng, dtype=torch.float64) * scale).float().double()
+        j = torch.cat([rows, rows])
+        problem = SampleSpace(j @ j.T, j.sum(dim=1), torch.arange(200) < 100, 400, 400.0)
+        found = eigendirections(problem, damping_safety=0.1, damping_utility=0.1)
+        assert bool((found.values == found.neutral_value).all())
 
 
 def test_strong_utility_damping_gives_the_plain_eigenproblem_of_the_safety_fisher() -> None:

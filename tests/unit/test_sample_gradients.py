@@ -1,13 +1,15 @@
 """Calibration statistics on disk: coordinates, restarts, weights."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from families import other_base
-from sst_merge.errors import ModelError, NumericalError
+from sst_merge.errors import ModelError, NumericalError, StatisticsError
 from sst_merge.inference import collate
 from sst_merge.linalg import patch_coordinates
 from sst_merge.models import Base
@@ -75,6 +77,85 @@ def test_the_same_measurement_twice_has_equal_bytes(llama: Base, tmp_path: Path)
     for file in sorted((tmp_path / "first").iterdir()):
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
     assert SampleGradients.load(tmp_path / "first").batches == SampleGradients.load(tmp_path / "second").batches
+
+
+def flip(file: Path) -> None:
+    """The last bit of the last number but a few."""
+    whole = bytearray(file.read_bytes())
+    whole[-20] ^= 1
+    file.write_bytes(whole)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def exchange(file: Path) -> None:
+    """With another batch."""
+    other = file.with_name("batch-0001.safetensors")
+    one, two = file.read_bytes(), other.read_bytes()
+    file.write_bytes(two)
+    other.write_bytes(one)
+
+
+def other_weights(file: Path) -> None:
+    file.write_text(file.read_text(encoding="utf-8").replace("1.0", "1.5", 1), encoding="utf-8")
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
+    ("batch-0000.safetensors", cut, "cut off"),
+    ("batch-0000.safetensors", empty, "Expecting value"),
+    ("batch-0000.safetensors", flip, "the numbers of '.*' are not those that were written"),
+    ("batch-0000.safetensors", exchange, "it was written as batch-0001.safetensors"),
+    ("basis.safetensors", flip, "the numbers of '.*' are not those that were written"),
+]
+OF_FINISHED: list[tuple[str, Callable[[Path], None], str]] = [  # an interrupted one measures what is not there
+    ("batch-0000.safetensors", Path.unlink, "No such file or directory"),
+    ("basis.safetensors", Path.unlink, "No such file or directory"),
+    ("index.json", cut, "Unterminated|Expecting|delimiter"),
+    ("index.json", other_weights, "it is not what was written"),
+]
+
+
+@pytest.mark.parametrize(
+    ("is_finished", "name", "damage", "why"),
+    [(True, *case) for case in DAMAGES + OF_FINISHED] + [(False, *case) for case in DAMAGES],
+)
+def test_damaged_statistics_are_an_error_that_names_the_file_and_the_way_out(
+    llama: Base, tmp_path: Path, is_finished: bool, name: str, damage: Callable[[Path], None], why: str
+) -> None:
+    folder = tmp_path / "statistics"
+    measure(llama, folder)
+    if not is_finished:
+        (folder / "index.json").unlink()
+    damage(folder / name)
+    message = rf"{name} is missing or damaged \((.*: )?({why}).*\)\. Remove the folder .*statistics; the next run"
+
+    def use() -> None:
+        found = SampleGradients.load(folder) if is_finished else measure(llama, folder)
+        for module in llama.modules:
+            found.basis(module)
+            found.rows(module)
+
+    with pytest.raises(StatisticsError, match=message):
+        use()
+
+
+def test_statistics_of_another_writer_need_no_sums(llama: Base, tmp_path: Path) -> None:
+    expected = measure(llama, tmp_path)
+    for file in tmp_path.glob("*.safetensors"):
+        save_file(load_file(file), file)
+    index = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
+    del index["crc32"]
+    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    found = SampleGradients.load(tmp_path)
+    for name in llama.modules:
+        assert found.rows(name).equal(expected.rows(name))
+        assert found.basis(name).q.equal(expected.basis(name).q)
 
 
 def test_files_hold_float32_whatever_the_model(llama64: Base, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sst_merge.adapter import Update, concatenate, squared_norm
 from sst_merge.errors import NumericalError, StatisticsError
 from sst_merge.kronecker import kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.linalg import (
+    SAMPLES,
     Combination,
     Eigendirections,
     PatchForm,
@@ -217,8 +218,7 @@ class Sst(MergeMethod):
             safety, utility = before.square(), patch.utility().flatten().square()
         else:
             rows, is_safety = _rows(inputs)
-            squares = rows.double().square()  # (samples, p)
-            safety, utility = squares[is_safety].sum(dim=0), squares[~is_safety].sum(dim=0)
+            safety, utility = _sums_of_squares(rows, is_safety)
             _check_touched(_module(inputs), safety.sum(), utility.sum())
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
@@ -317,6 +317,16 @@ def _rows(inputs: ModuleInputs) -> tuple[Float[Tensor, "samples p"], Tensor]:
     if inputs.gradients is None:
         raise _missing("sample_gradients", inputs.name)
     return inputs.gradients.rows(inputs.name), inputs.gradients.is_safety()
+
+
+def _sums_of_squares(rows: Float[Tensor, "samples p"], is_safety: Tensor) -> tuple[Tensor, Tensor]:
+    """Diagonals of the safety and the utility Fisher matrix, in float64; no second copy of the rows."""
+    safety = torch.zeros(rows.shape[1], dtype=torch.float64)
+    utility = torch.zeros_like(safety)
+    for block, chosen in zip(rows.split(SAMPLES), is_safety.split(SAMPLES), strict=True):
+        safety += block[chosen].double().square_().sum(dim=0)
+        utility += block[~chosen].double().square_().sum(dim=0)
+    return safety, utility
 
 
 def _sample_space(inputs: ModuleInputs, patch: _Patch) -> tuple[SampleSpace, Float[Tensor, "samples p"]]:

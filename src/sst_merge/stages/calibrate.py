@@ -28,8 +28,8 @@ from sst_merge.weights import applied, check_modules
 
 TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 
-MEASURED = {"sample_gradients": 2, "kronecker_factors": 3}
-"""Raised when what is measured changes."""
+MEASURED = {"sample_gradients": 3, "kronecker_factors": 4}
+"""Raised when what is measured, or how it is stored, changes."""
 
 
 @dataclass(frozen=True)

@@ -192,13 +192,14 @@ def _spectrum(modules: dict[str, dict[str, Any]]) -> list[float]:
 def _written_loss(merged: Updates, written: Updates) -> float | None:
     """``|merged - written|_F / |merged|_F`` over the modules merged: what truncation and the cast cost together.
 
-    0 where the factors are the same; ``None`` for a merge of zeros.
+    0 where the factors are the same but for components of zeros; ``None`` for a merge of zeros.
     """
     whole = sum(squared_norm(update) for update in merged.values())
+    pairs = [(merged[name].without_zero_components(), written[name].without_zero_components()) for name in merged]
     changed = [
-        (update, written[name])
-        for name, update in merged.items()
-        if not (torch.equal(update.b, written[name].b) and torch.equal(update.a, written[name].a))
+        (update, other)
+        for update, other in pairs
+        if not (torch.equal(update.b, other.b) and torch.equal(update.a, other.a))
     ]
     difference = sum(squared_norm(concatenate([one, other.scaled(-1.0)])) for one, other in changed)
     return (difference / whole) ** 0.5 if whole else None

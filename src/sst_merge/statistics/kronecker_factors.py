@@ -13,7 +13,6 @@ that the answer's likelihood depends on at this module: prompt and answer, but n
 any other whose gradient is zero but for rounding. They are summed as they come; nothing is kept per token.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Float64
-from safetensors import safe_open
 from torch import Tensor
 
 from sst_merge.errors import NumericalError
@@ -32,10 +30,11 @@ from sst_merge.processes import Processes
 from sst_merge.statistics.sample_gradients import capture_tokens, chosen_draws
 from sst_merge.statistics.stored import (
     ALONE,
-    INDEX_FILE,
     PatchBasis,
     Stored,
+    TensorFile,
     fixed_bases,
+    read_index,
     save_tensors,
     write_index,
 )
@@ -143,7 +142,7 @@ class KroneckerFactors(Stored):
         batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
         bases = fixed_bases(folder, bases, processes)
         file = _sums_file(folder, processes.rank, processes.count)
-        sums = _Sums(_read(file) if file.is_file() else None)
+        sums = _Sums(TensorFile(file).tensors() if file.is_file() else None)
         written, cost = time.monotonic(), 0.0
         own = range(processes.rank, len(batches), processes.count)
         for number, positions in enumerate(batches):
@@ -167,17 +166,17 @@ class KroneckerFactors(Stored):
     @staticmethod
     def load(folder: Path) -> "KroneckerFactors":
         """Open finished statistics."""
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        index = read_index(folder)
         return KroneckerFactors(folder, index["safety_samples"], tuple(index["weights"]), index["sides"])
 
     def fishers(self, name: str) -> tuple[KroneckerFisher, KroneckerFisher]:
         """The safety and the utility Fisher of one module, not damped."""
         totals = (sum(self.weights[: self.safety_samples]), sum(self.weights[self.safety_samples :]))
-        with safe_open(self.folder / SUMS_FILE, framework="pt") as file:
-            parts = [
-                [file.get_tensor(f"{name}/{data}/{part}").double() for part in ("left", "right", "tokens")]
-                for data in ("safety", "utility")
-            ]
+        file = TensorFile(self.folder / SUMS_FILE)
+        parts = [
+            [file.tensor(f"{name}/{data}/{part}").double() for part in ("left", "right", "tokens")]
+            for data in ("safety", "utility")
+        ]
         safety, utility = (
             KroneckerFisher(_symmetric(left / total), _symmetric(right / max(float(tokens), 1e-300)))
             for total, (left, right, tokens) in zip(totals, parts, strict=True)
@@ -217,8 +216,9 @@ def _put_together(folder: Path, processes: Processes) -> None:
         total = _Sums()
         for rank in range(processes.count):
             file = _sums_file(folder, rank, processes.count)
-            for key, value in (_read(file) if file.is_file() else {}).items():  # more processes than batches: no file
-                total.add(key, value)
+            if file.is_file():  # there is none where there are more processes than batches
+                for key, value in TensorFile(file).tensors().items():
+                    total.add(key, value)
         total.write(folder / SUMS_FILE)
     for file in folder.glob("sums-*-of-*.safetensors"):
         file.unlink()
@@ -226,11 +226,6 @@ def _put_together(folder: Path, processes: Processes) -> None:
 
 def _sums_file(folder: Path, rank: int, count: int) -> Path:
     return folder / (SUMS_FILE if count == 1 else f"sums-{rank}-of-{count}.safetensors")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def _symmetric(matrix: Float64[Tensor, "size size"]) -> Float64[Tensor, "size size"]:

@@ -6,7 +6,6 @@ summed log-likelihood at a module's output and ``x_t`` its input, sample ``i``'s
 interact, so the sum over the batch keeps them apart. No gradient of a base weight is formed.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from sst_merge.models import Base
 from sst_merge.processes import Processes
 from sst_merge.statistics.stored import (
     ALONE,
-    INDEX_FILE,
     PatchBasis,
     Stored,
+    TensorFile,
     fixed_bases,
+    read_index,
     save_tensors,
     write_index,
 )
@@ -107,11 +107,11 @@ def capture_tokens(
         return on_forward
 
     # The embeddings' output starts the graph, since no weight requires a gradient.
-    def start_graph(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def start_graph(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         nonlocal tokens
         tokens = output.shape[:2]
         used.clear()
-        output.requires_grad_(True)
+        return output.requires_grad_(True).clone()  # some models (CTRL) scale it in place, which a leaf forbids
 
     handles = [base.model.get_input_embeddings().register_forward_hook(start_graph)]
     handles += [base.modules[name].register_forward_hook(hook_for(name, basis)) for name, basis in captured.items()]
@@ -208,8 +208,8 @@ class SampleGradients(Stored):
 
     batches: tuple[tuple[int, ...], ...]
     """Sample positions in each batch file."""
-    _headers: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Of the batch files, as far as they were read: where each module's numbers are."""
+    _files: dict[int, TensorFile] = field(default_factory=dict, repr=False, compare=False)
+    """The batch files, as far as they were opened."""
 
     @staticmethod
     def measure(
@@ -249,7 +249,11 @@ class SampleGradients(Stored):
         bases = fixed_bases(folder, bases, processes)
         for number, positions in enumerate(batches):
             file = _batch_file(folder, number)
-            if number % processes.count == processes.rank and not file.exists():
+            if number % processes.count != processes.rank:
+                pass
+            elif file.exists():
+                TensorFile(file).tensors()  # damaged ones are found here, before the time of the others is spent
+            else:
                 gradients, _ = batch_gradients(
                     base,
                     bases,
@@ -270,7 +274,7 @@ class SampleGradients(Stored):
     @staticmethod
     def load(folder: Path) -> "SampleGradients":
         """Open finished statistics."""
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        index = read_index(folder)
         return SampleGradients(
             folder,
             index["safety_samples"],
@@ -300,20 +304,10 @@ class SampleGradients(Stored):
         return rows.mul_((weights / totals).sqrt().float()[:, None])
 
     def _part(self, number: int, name: str) -> Float[Tensor, "batch coordinates"]:
-        """One module's rows of one batch file, read and not mapped: a merge reads every file once a module.
-
-        The library reads the header at every opening, which takes longer than the numbers do, and maps the file,
-        which counts as memory of the process as long as it is open.
-        """
-        with _batch_file(self.folder, number).open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if number not in self._headers:
-                self._headers[number] = json.loads(file.read(size))
-            entry = self._headers[number][name]
-            start, end = entry["data_offsets"]
-            file.seek(8 + size + start)
-            values = torch.frombuffer(bytearray(file.read(end - start)), dtype=torch.float32)
-        return values.view(entry["shape"])
+        """One module's rows of one batch file."""
+        if number not in self._files:
+            self._files[number] = TensorFile(_batch_file(self.folder, number))
+        return self._files[number].tensor(name)
 
 
 def _batch_file(folder: Path, number: int) -> Path:

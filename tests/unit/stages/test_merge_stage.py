@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from sst_merge.adapter import Update
+from sst_merge.adapter import Update, concatenate
 from sst_merge.errors import AdapterError
 from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import METHODS, ModuleInputs, ModuleResult
@@ -162,5 +162,6 @@ def test_what_writing_costs_is_zero_for_the_same_factors_and_undefined_for_zeros
     update = Update(torch.tensor([[1e-3], [7.0]]), torch.tensor([[3.0, 1e-5, 0.1]]))
     cast = Update(update.b.bfloat16().float(), update.a)
     assert _written_loss({"a": update}, {"a": update}) == 0.0
+    assert _written_loss({"a": concatenate([update, update.scaled(0.0)])}, {"a": update}) == 0.0
     assert 0 < (_written_loss({"a": update}, {"a": cast}) or 0) < 0.01
     assert _written_loss({"a": update.scaled(0.0)}, {"a": update.scaled(0.0)}) is None
