@@ -154,6 +154,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         AdapterError: See :func:`read_adapter`.
     """
+    if path.is_file():
+        raise AdapterError(f"{path} is a file. Give the adapter's folder: {path.parent}")
     if not path.is_dir():
         raise AdapterError(
             f"no such adapter folder: {path}. Adapters are local folders; fetch one of the hub first: "

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import sys
 import traceback
 from difflib import get_close_matches
@@ -39,6 +40,7 @@ Output = Annotated[Path | None, typer.Option("--output", help="Run folder, inste
 ResultFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files (JSON).", show_default=False)]
 
 TABLE_WIDTH = 280  # characters of a table that does not go to a terminal
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes as shells have them: 128 and the number of the signal
 NARROW_WIDTH = 160  # characters below which the table of compare would be unreadable
 
 
@@ -69,13 +71,35 @@ def run(
 
 @app.command()
 def check(file: File, overrides: Set = None, output: Output = None) -> None:
-    """Every problem in a run file, its adapters, data and output; no weights are loaded, nothing is written."""
+    """Every problem in a run or training file, its adapters, data and output; loads no weights, writes nothing."""
+    from sst_merge.config import is_training_file
+
+    if is_training_file(file):
+        _check_training(file, overrides, output)
+    else:
+        _check_run(file, overrides, output)
+
+
+def _check_training(file: Path, overrides: list[str] | None, output: Path | None) -> None:
+    from sst_merge.config import TrainConfig, load_config
+    from sst_merge.stages.train import prepare
+
+    made = prepare(load_config(TrainConfig, file, _changes(overrides, output)), root=Path())
+    counts = f"{len(made.learn)} rows to learn, {len(made.validation)} that decide when to stop"
+    held_out = "".join(f", {len(rows)} of {task}" for task, rows in made.held_out.items())
+    typer.echo(f"{file}: no problems found. {counts}{held_out}.")
+
+
+def _check_run(file: Path, overrides: list[str] | None, output: Path | None) -> None:
     from sst_merge.rendering.terminal import plan_sentence
     from sst_merge.stages.plan import describe, problems
     from sst_merge.stages.plan import plan as make_plan
     from sst_merge.stages.run import fetch_model
 
-    config = _load(file, overrides, output)
+    try:
+        config = _load(file, overrides, output)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\nAdapters and data are looked at when this is mended.") from None
     fetch_model(config.base_model, _reporter())
     try:
         made = make_plan(config, root=Path())
@@ -192,8 +216,8 @@ def train(file: File, overrides: Set = None, output: Output = None) -> None:
     from sst_merge.config import TrainConfig, load_config
     from sst_merge.stages.train import train as train_adapter
 
-    values = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output else [])]
-    typer.echo(train_adapter(load_config(TrainConfig, file, values), root=Path(), reporter=_reporter()))
+    config = load_config(TrainConfig, file, _changes(overrides, output))
+    typer.echo(train_adapter(config, root=Path(), reporter=_reporter()))
 
 
 @app.command()
@@ -313,7 +337,7 @@ def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> Non
         title = f"{result['model']}, {result['mode']}, seed {result['seed']}"
         Console().print(rates_table({**results, "title": title}))
         for name, tax in results["safety_tax"].items():
-            typer.echo(f"{name}: {tax['verdict']['text']}")
+            typer.echo(f"{name}: {tax['verdict']['code']}. {tax['verdict']['text']}")
         typer.echo(f"result: {file}   report: {result['run']}/report.html")
     typer.echo(f"comparison: {table}")
 
@@ -436,8 +460,12 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Entry point: a user's mistake ends in one message, a bug in a traceback."""
     keep_freed_memory()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a warning of a kernel nobody asked for
     try:
         app()
+    except SystemExit as end:
+        _say_what_ended(end)
+        raise
     except SSTMergeError as error:
         if error.__cause__ is not None and isinstance(error, InvalidResultError):
             traceback.print_exception(error.__cause__)  # what broke a merge may be a mistake of ours
@@ -453,6 +481,21 @@ def main() -> None:
             err=True,
         )
         sys.exit(RunFolderError.exit_code)
+
+
+def _say_what_ended(end: SystemExit) -> None:
+    """An interruption gets a sentence; a reader that went away (``| head``) is no mistake of the input.
+
+    Raises:
+        SystemExit: With 141, as of a process that wrote into a closed pipe.
+    """
+    if end.code == INTERRUPTED:
+        typer.echo(
+            "\nInterrupted. What is finished is kept: the same command goes on from there (a training begins anew).",
+            err=True,
+        )
+    elif isinstance(end.__context__, OSError) and end.__context__.errno == errno.EPIPE:
+        raise SystemExit(CLOSED_PIPE) from None
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -482,11 +525,15 @@ def _reporter() -> Any:
     return TerminalReporter()
 
 
+def _changes(overrides: list[str] | None, output: Path | None) -> list[str]:
+    """``--set`` and ``--output`` as ``--set`` has it."""
+    return [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output else [])]
+
+
 def _load(file: Path, overrides: list[str] | None, output: Path | None = None) -> Any:
     from sst_merge.config import RunConfig, load_config
 
-    changes = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output else [])]
-    return load_config(RunConfig, file, changes)
+    return load_config(RunConfig, file, _changes(overrides, output))
 
 
 def _stage(
@@ -545,7 +592,7 @@ def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
     elif "estimates" in results:
         Console().print(rates_table(results))
         for name, tax in results["safety_tax"].items():
-            typer.echo(f"{name}: {tax['verdict']['text']}")
+            typer.echo(f"{name}: {tax['verdict']['code']}. {tax['verdict']['text']}")
         typer.echo(f"report: {config.output / 'report.html'}   adapter: {config.output / 'adapter'}")
     else:
         typer.echo(f"adapter: {config.output / 'adapter'} (no evaluation section, so nothing was measured)")

@@ -370,6 +370,31 @@ def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: Listing every problem, with a suggestion for misspelt keys.
     """
+    values = _read(path)
+    if kind is RunConfig and _is_training(values):
+        raise ConfigError(f"{path} is a training file (it has a role): sst-merge train {path}")
+    if kind is TrainConfig and values.keys() & {"method", "adapters"}:
+        raise ConfigError(f"{path} is a run file (it has adapters or a method): sst-merge run {path}")
+    apply_overrides(values, overrides)
+    return validate(kind, values, str(path))
+
+
+def is_training_file(path: Path) -> bool:
+    """Whether a file is one of ``sst-merge train`` by its keys.
+
+    Raises:
+        ConfigError: If it is no YAML file of keys and values.
+    """
+    return _is_training(_read(path))
+
+
+def _is_training(values: dict[str, Any]) -> bool:
+    return "role" in values and not values.keys() & {"method", "adapters"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Give the YAML file.")
     if not path.is_file():
         raise ConfigError(f"no such run file: {path}")
     try:
@@ -378,8 +403,7 @@ def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}.")
-    apply_overrides(values, overrides)
-    return validate(kind, values, str(path))
+    return values
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -406,7 +430,9 @@ def validate(kind: type[Model], values: dict[str, Any], where: str) -> Model:
         for details in error.errors():
             dotted, message = _problem(kind, values, dict(details))
             problems.setdefault(dotted, []).append(message)
-        lines = [f"  {dotted}: {', or: '.join(messages)}" for dotted, messages in problems.items()]
+        lines = [
+            f"  {dotted}{': ' if dotted else ''}{', or: '.join(messages)}" for dotted, messages in problems.items()
+        ]
         raise ConfigError(f"{where}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
 
 
@@ -445,15 +471,28 @@ def _set(values: dict[str, Any], override: str) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
     here: Any = values
+    place: list[str] = []
     for part in parents:
         if part == "0" and isinstance(here, dict) and here.keys() & {"data", "path"}:
             continue  # one source may stand for a list of one, and messages count it so
         if isinstance(here, dict) and here.get(part) is None:
             here[part] = {}
-        here = here[_item(here, part, override)]
+        item = _item(here, part, override)
+        place = [*place, part]
+        if isinstance(here[item], str) and (key_of_bare := _key_of_bare(place)):
+            here[item] = {key_of_bare: here[item]}
+        here = here[item]
         if not isinstance(here, dict | list):
             raise ConfigError(f"--set {override}: '{part}' is a value ({here!r}), not a section.")
     here[_item(here, last, override)] = value
+
+
+def _key_of_bare(place: Sequence[str]) -> str | None:
+    """The key of a section that a bare string at this place stands for: of data, an adapter or a task."""
+    names = [part for part in place if not part.isdecimal()]
+    if names[0] == "evaluation":
+        return {"tasks": "task", "data": "data"}.get(names[-1])
+    return {"adapters": "path", "calibration": "data", "data": "data", "validation": "data"}.get(names[0])
 
 
 def _item(section: dict[str, Any] | list[Any], part: str, override: str) -> Any:
@@ -475,7 +514,7 @@ def _problem(kind: type[BaseModel], values: Any, details: dict[str, Any]) -> tup
     """Where; and what, with what was probably meant."""
     is_missing = details["type"] == "missing"
     location = _location(values, details["loc"], ends_in_a_key=is_missing)
-    dotted = ".".join(location) or "together"
+    dotted = ".".join(location)
     if details["type"] == "extra_forbidden":
         section = details["loc"][-2] if len(location) > 1 else None  # of a method, pydantic gives the name
         return dotted, _unknown_key(kind, location[-1], section if section in METHODS else None)

@@ -45,9 +45,3 @@ class InvalidResultError(SSTMergeError):
     """The evaluation ran but supports no statement at all; exit code 3."""
 
     exit_code = 3
-
-
-class RequirementError(SSTMergeError):
-    """A ``--require`` condition was not met; exit code 4."""
-
-    exit_code = 4

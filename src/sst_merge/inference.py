@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sst_merge.errors import DataError, ModelError
-from sst_merge.models import Base, at_least_float32, left_padded
+from sst_merge.models import Base, Encoder, at_least_float32, left_padded
 
 MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
 
@@ -50,7 +50,7 @@ class Completion:
     """Whether generation stopped at the limit instead of the end token."""
 
 
-def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
+def encode(base: Base | Encoder, prompt: str, answer: str | None = None) -> Encoded:
     """Token ids of a conversation under the model's chat template.
 
     The prompt part is what generation starts from; the answer part is what the template adds for the answer, up to
@@ -64,7 +64,7 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
     start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
     start_ids = base.tokenizer(start, add_special_tokens=False)["input_ids"]
     if answer is None:
-        check_length(base, prompt, len(start_ids))
+        check_length(base, prompt, len(start_ids), "tokens")
         return Encoded(tuple(start_ids), len(start_ids))
     whole = base.tokenizer.apply_chat_template([*user, {"role": "assistant", "content": answer}], tokenize=False)
     if not whole.startswith(start):
@@ -79,11 +79,11 @@ def encode(base: Base, prompt: str, answer: str | None = None) -> Encoded:
         answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
     end = next((index for index, token in enumerate(answer_ids) if token in base.end_tokens), len(answer_ids))
     answer_ids = answer_ids[: end + 1]
-    check_length(base, prompt, len(start_ids) + len(answer_ids))
+    check_length(base, prompt, len(start_ids) + len(answer_ids), "tokens with its answer")
     return Encoded(tuple(start_ids + answer_ids), len(start_ids))
 
 
-def check_length(base: Base, prompt: str, tokens: int) -> None:
+def check_length(base: Base | Encoder, prompt: str, tokens: int, what: str) -> None:
     """Refuse what is longer than the model's context: its answers would say nothing of the model.
 
     Raises:
@@ -91,10 +91,20 @@ def check_length(base: Base, prompt: str, tokens: int) -> None:
     """
     if base.context is not None and tokens > base.context:
         raise DataError(
-            f"the prompt {shorten(prompt, 60)!r} takes {tokens} tokens with its answer; "
-            f"{base.reference} reads {base.context} (max_position_embeddings). Leave the row out, or take a model of a "
-            "longer context."
+            f"the prompt {shorten(prompt, 60)!r} takes {tokens} {what}; {base.reference} reads {base.context} "
+            "(max_position_embeddings). Leave the row out, or take a model of a longer context."
         )
+
+
+def check_room(base: Base | Encoder, prompt: str, new_tokens: int) -> Encoded:
+    """A prompt as token ids, with room for an answer.
+
+    Raises:
+        DataError: If there is none in the model's context.
+    """
+    encoded = encode(base, prompt)
+    check_length(base, prompt, len(encoded.ids) + new_tokens, f"tokens with the {new_tokens} that its answer may have")
+    return encoded
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,18 @@ QUANTISED = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
 """Linear modules of bitsandbytes to the precision that they stand for."""
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """What of a base model turns conversations into token ids; no weights."""
+
+    reference: str
+    tokenizer: Any
+    end_tokens: frozenset[int]
+    """Tokens that end an answer."""
+    context: int | None
+    """As of :attr:`Base.context`."""
+
+
 @dataclass
 class Base:
     """A loaded base model in evaluation mode; its weights change only inside :func:`sst_merge.weights.applied`."""
@@ -84,7 +96,7 @@ class Base:
     @property
     def context(self) -> int | None:
         """Positions that the model was made for; ``None`` where its configuration names no limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return _context(self.model.config)
 
     @property
     def precision(self) -> str:
@@ -295,6 +307,12 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
     return tokenizer
 
 
+def load_encoder(reference: str, revision: str | None = None, chat_template: str = "model") -> Encoder:
+    """A model's tokenizer with the length of its context; as :func:`load_tokenizer`."""
+    tokenizer = load_tokenizer(reference, revision, chat_template)
+    return Encoder(reference, tokenizer, frozenset({tokenizer.eos_token_id}), _context(_config(reference, revision)))
+
+
 def check_weights(reference: str, revision: str | None = None) -> None:
     """Look whether a local folder holds whole files of weights, from their headers; the hub's are not fetched for it.
 
@@ -478,12 +496,9 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
 
 def hub_problem(reference: str, revision: str | None = None) -> str | None:
     """Why a model of the hub cannot be had now, in words; ``None`` if it can, or needs no hub."""
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError
 
-    if reference in KNOWN_MODELS or Path(reference).is_dir():
-        return None
-    if isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str):
+    if reference in KNOWN_MODELS or Path(reference).is_dir() or _is_cached(reference, revision):
         return None
     missing = f"{reference} is neither in the cache nor to be had from the hub now; give a local folder: --model PATH"
     if not hub_answers():
@@ -501,6 +516,12 @@ def hub_problem(reference: str, revision: str | None = None) -> str | None:
     return None
 
 
+def _is_cached(reference: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str)
+
+
 @functools.cache
 def hub_answers() -> bool:
     """Whether the Hugging Face hub can be reached from here; asked once, without retries."""
@@ -515,12 +536,21 @@ def hub_answers() -> bool:
         return False
 
 
+def _context(config: Any) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def _config(reference: str, revision: str | None = None) -> Any:
     if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
         raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
     is_folder = Path(reference).is_dir()
     if not is_folder and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):  # no name of the hub
         raise ModelError(f"base_model: no such folder: {reference}")
+    if not is_folder and reference not in KNOWN_MODELS and not _is_cached(reference, revision) and not hub_answers():
+        raise ModelError(  # told here, after one question: transformers asks for a minute
+            f"base_model: there is no folder {reference!r} in {Path.cwd()}, it is not in the cache of the hub, and the "
+            "hub does not answer. Give a folder with a model, or a name that sst-merge models lists."
+        )
     try:
         return AutoConfig.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -144,6 +144,25 @@ def trained_on(which: str, file: str) -> Change:
     return change
 
 
+def prompts_of(name: str) -> Change:
+    """Prompts longer than the base's context of 512."""
+
+    def change(inputs: Path) -> None:
+        rows = [json.loads(line) for line in (inputs / name).read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps({**row, "prompt": f"{'on ' * 600}{row['prompt']}"}) + "\n" for row in rows]
+        (inputs / name).write_text("".join(lines), encoding="utf-8")
+
+    return change
+
+
+def adapter_file(inputs: Path) -> dict[str, Any]:
+    return {"adapters": {"utility": str(inputs / "utility"), "safety": str(inputs / "safety" / "adapter_config.json")}}
+
+
+def hub_name(inputs: Path) -> dict[str, Any]:
+    return {"base_model": "no/such"}
+
+
 def no_base(inputs: Path) -> dict[str, Any]:
     return {"base_model": str(inputs / "nowhere")}
 
@@ -226,6 +245,16 @@ def unknown_method(_: Path) -> dict[str, Any]:
         (trained_on("safety", "refusal.jsonl"), r"safety adapter's training.*evaluation.refusal"),
         (trained_on("utility", "exact_match.jsonl"), r"utility adapter's training.*evaluation.exact_match"),
         (trained_on("safety", "safety_calibration.jsonl"), r"safety adapter's training.*calibration"),
+        (
+            prompts_of("safety_calibration.jsonl"),
+            r"DataError: calibration: the prompt 'on on .*takes \d+ tokens with its",
+        ),
+        (prompts_of("refusal.jsonl"), r"DataError: evaluation.tasks.0: the prompt 'on on .*takes \d+ tokens; .* reads 512"),
+        (adapter_file, r"AdapterError: .*adapter_config.json is a file. Give the adapter's folder: .*safety"),
+        (
+            hub_name,
+            r"ModelError: base_model: there is no folder 'no/such' in /.*, it is not in the cache of the hub, and",
+        ),
         (no_base, r"ModelError: base_model: no such folder: .*nowhere"),
         (base_without_config, r"ModelError: base_model: cannot find '.*empty'"),
         (store_that_is_a_file, r"ConfigError: calibration.store: .*refusal.jsonl is a file. Give a folder"),
@@ -429,3 +458,4 @@ def test_all_problems_of_a_run_file_come_at_once(sst: Command, tmp_path: Path) -
     assert ended.code == 1
     for place in ("base_model", "adapters.safety: is missing", "method.strength", "output: is missing"):
         assert place in ended.err
+    assert "Adapters and data are looked at when this is mended." in ended.err

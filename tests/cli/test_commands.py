@@ -1,5 +1,6 @@
 """Every command: its exit code, what goes to stdout and to stderr, and which files it leaves."""
 
+import errno
 import json
 import os
 import re
@@ -167,14 +168,34 @@ def test_stages_follow_each_other_and_each_leaves_its_files(sst: Command, inputs
     assert {"results.json", "safety_tax.json", "report.html", "report.md", "looks.jsonl"} < present()
 
 
+def test_an_interruption_says_that_the_same_command_goes_on(
+    sst: Command, finished: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sst_merge.stages.run.run", interrupted)
+    ended = sst("run", copy_of(finished, tmp_path, inputs))
+    assert (ended.code, ended.out) == (130, "")
+    assert "Interrupted. What is finished is kept: the same command goes on from there" in ended.err
+
+
+def test_a_reader_that_goes_away_is_no_wrong_input(sst: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_list", written)
+    assert (sst("tasks").code, sst("data").code) == (141, 141)
+
+
 def test_run_prints_results_on_stdout_and_progress_on_stderr(
     sst: Command, finished: Path, inputs: Path, tmp_path: Path
 ) -> None:
     file = copy_of(finished, tmp_path, inputs)
     ended = sst("run", file)
     assert ended.code == 0
-    assert "merged: No detectable gain: tax undefined." in ended.out
-    assert "task_arithmetic: No detectable gain" in ended.out
+    assert "merged: NO_DETECTABLE_GAIN. No detectable gain: tax undefined." in ended.out
+    assert "task_arithmetic: NO_DETECTABLE_GAIN. No detectable gain" in ended.out
     assert "Evaluating" not in ended.out
     assert not re.search("Loading|Calibrating|Merging|Evaluating", ended.err)  # everything was there already
     taxes = json.loads(sst("run", file, "--json").out)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sst_merge.config import RunConfig, TrainConfig, load_config, validate
+from sst_merge.config import RunConfig, TrainConfig, apply_overrides, is_training_file, load_config, validate
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
 
@@ -182,9 +182,9 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("method: {name: sst}", "together: method 'sst' needs a calibration section"),
-        ("comparisons: [{name: task_arithmetic}]", "together: each method can stand once, got"),
-        ("rank: 0", "together: rank must be at least 1 or 'exact', got 0"),
+        ("method: {name: sst}", "method 'sst' needs a calibration section"),
+        ("comparisons: [{name: task_arithmetic}]", "each method can stand once, got"),
+        ("rank: 0", "rank must be at least 1 or 'exact', got 0"),
         (
             "evaluation: {tasks: [{task: refusal, data: a}, {task: refusal, data: b}]}",
             "evaluation: each task can stand",
@@ -312,7 +312,47 @@ def test_an_override_may_be_written_so_too(train_file: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no.yaml") == f"no such run file: {tmp_path / 'no.yaml'}"
-    assert refusal(tmp_path) == f"no such run file: {tmp_path}"
+    assert refusal(tmp_path) == f"{tmp_path} is a folder. Give the YAML file."
+
+
+def test_a_file_of_the_other_kind_is_told_so_with_its_command(tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text("role: utility\ndata: a.jsonl\n", encoding="utf-8")
+    assert is_training_file(file)
+    assert refusal(file) == f"{file} is a training file (it has a role): sst-merge train {file}"
+    file.write_text("adapters: {utility: u, safety: s}\n", encoding="utf-8")
+    assert not is_training_file(file)
+    with pytest.raises(
+        ConfigError, match=rf"{file} is a run file \(it has adapters or a method\): sst-merge run {file}"
+    ):
+        load_config(TrainConfig, file)
+
+
+@pytest.mark.parametrize(
+    ("values", "override", "expected"),
+    [
+        ({"calibration": {"safety": "a"}}, "calibration.safety.answers=b", {"data": "a", "answers": "b"}),
+        ({"calibration": {"safety": ["c", "a"]}}, "calibration.safety.1.answers=b", {"data": "a", "answers": "b"}),
+        ({"adapters": {"safety": "a"}}, "adapters.safety.weight=2", {"path": "a", "weight": 2}),
+        ({"evaluation": {"tasks": ["a"]}}, "evaluation.tasks.0.samples=2", {"task": "a", "samples": 2}),
+        (
+            {"evaluation": {"tasks": [{"data": "a"}]}},
+            "evaluation.tasks.0.data.split=test",
+            {"data": "a", "split": "test"},
+        ),
+        ({"data": "a"}, "data.samples=2", {"data": "a", "samples": 2}),
+    ],
+)
+def test_a_bare_string_is_the_section_that_it_stands_for_when_a_key_of_it_is_set(
+    values: dict[str, Any], override: str, expected: dict[str, Any]
+) -> None:
+    assert any(found == expected for found in sections(apply_overrides(values, [override])))
+
+
+def sections(values: Any) -> list[Any]:
+    """Everything inside."""
+    inside = values.values() if isinstance(values, dict) else values if isinstance(values, list) else []
+    return [values, *(found for value in inside for found in sections(value))]
 
 
 @pytest.mark.parametrize(

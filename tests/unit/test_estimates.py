@@ -3,6 +3,7 @@
 import json
 import math
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -100,6 +101,17 @@ def test_one_cluster_gives_no_interval():
 def test_mcnemar_matches_the_specification(b, c, exact, mid_p):
     assert mcnemar(b, c) == pytest.approx((exact, mid_p), abs=1e-6)
     assert mcnemar(c, b) == mcnemar(b, c)
+
+
+def test_small_p_values_are_positive_and_exact():
+    """With mpmath's 50 digits; SciPy's distribution made a mid-p of -2e-270 of the first."""
+    for b, c in ((29, 1056), (12, 1080), (119, 827)):
+        with mpmath.workdps(50):
+            below = mpmath.fsum(mpmath.binomial(b + c, k) for k in range(b)) / mpmath.mpf(2) ** (b + c)
+            point = mpmath.binomial(b + c, b) / mpmath.mpf(2) ** (b + c)
+            expected = (float(2 * (below + point)), float(2 * below + point))
+        assert mcnemar(b, c) == pytest.approx(expected, rel=1e-12, abs=0)
+    assert min(mcnemar(0, 2000)) > 0
 
 
 def test_negative_counts_are_refused():

@@ -13,6 +13,7 @@ from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import (
     Encoded,
     answer_log_likelihood,
+    check_room,
     collate,
     continuation_log_likelihoods,
     encode,
@@ -274,11 +275,14 @@ def test_the_identity_of_a_folder_depends_on_its_tokenizer(tmp_path: Path) -> No
 def test_what_is_longer_than_the_context_is_refused(llama: Base) -> None:
     assert llama.context == 512
     with pytest.raises(
-        DataError, match=r"the prompt 'on on .*' takes \d+ tokens with its answer; .* reads 512 \(max_pos"
+        DataError, match=r"the prompt 'on on .*' takes \d+ tokens; .* reads 512 \(max_position_embeddings\)"
     ):
         encode(llama, "on " * 600)
-    with pytest.raises(DataError, match="reads 512"):
+    with pytest.raises(DataError, match=r"takes \d+ tokens with its answer; .* reads 512"):
         encode(llama, "hi", "on " * 600)
+    with pytest.raises(DataError, match=r"takes \d+ tokens with the 510 that its answer may have; .* reads 512"):
+        check_room(llama, "hi", 510)
+    assert check_room(llama, "hi", 4) == encode(llama, "hi")
 
 
 def test_a_conversation_has_one_bos_and_ends_with_the_end_token(llama: Base) -> None:

@@ -88,7 +88,7 @@ def measure_speed() -> Speed:
 
     product = seconds(lambda: a @ a)
     copied = torch.ones(64_000_000 if is_gpu else 16_000_000, device=device)
-    name = torch.cuda.get_device_name(0) if is_gpu else f"CPU, {torch.get_num_threads()} threads, no GPU"
+    name = torch.cuda.get_device_name(0) if is_gpu else f"CPU, {torch.get_num_threads()} thread(s), no GPU"
     return Speed(2 * size**3 / product, 2 * copied.numel() * 4 / seconds(copied.clone), name)
 
 

@@ -24,7 +24,7 @@ from sst_merge.inference import (
     Completion,
     Encoded,
     ReadPrompts,
-    check_length,
+    check_room,
     continuation_log_likelihoods,
     encode,
     generate,
@@ -193,9 +193,7 @@ def _scorer(base: Base, task: AnswerTask | LmEval, config: TaskConfig, rows: lis
             return records
 
         return _Scorer(task.batches(rows, batch_size), score)
-    prompts = [encode(base, row.prompt) for row in rows]
-    for row, prompt in zip(rows, prompts, strict=True):
-        check_length(base, row.prompt, len(prompt.ids) + (config.max_new_tokens or task.max_new_tokens))
+    prompts = [check_room(base, row.prompt, config.max_new_tokens or task.max_new_tokens) for row in rows]
     return _Scorer(
         length_sorted([len(prompt.ids) for prompt in prompts], batch_size),
         lambda batch: _score_batch(

@@ -211,6 +211,12 @@ def _card(made: Plan, base_name: str) -> str:
     parameters = "\n".join(
         f"- {key}: {value}" for key, value in method.model_dump(mode="json", exclude_none=True).items()
     )
+    measured = (
+        "Its gain and its cost were not measured."
+        if made.config.evaluation is None
+        else "What the merge gained and what it cost is in the run's `safety_tax.json` and `report.html`; "
+        "this card claims nothing."
+    )
     return f"""---
 base_model: {base_name}
 library_name: peft
@@ -225,6 +231,5 @@ Made by SST-Merge, with the base model `{made.config.base_model}`, from LoRA ada
 
 {parameters}
 
-An ordinary PEFT adapter: `PeftModel.from_pretrained(base_model, "this folder")`. What the merge gained and what it
-cost is in the run's `safety_tax.json` and `report.html`; this card claims nothing.
+An ordinary PEFT adapter: `PeftModel.from_pretrained(base_model, "this folder")`. {measured}
 """

@@ -19,14 +19,17 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
-from sst_merge.errors import ConfigError, ModelError, SSTMergeError
+from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
-from sst_merge.models import QUANTISED, architecture, check_weights, load_tokenizer, model_identity, placement
+from sst_merge.inference import check_room, encode
+from sst_merge.models import QUANTISED, Encoder, architecture, check_weights, load_encoder, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import AnswerTask, LmEval, build_task
 
+END_OF_ANSWER = 64
+"""Tokens that a chat template may write behind an answer, and more."""
 CHANGED = 0.1
 """Share of answers that change between two arms, for what a test will detect; of the order seen in merges."""
 
@@ -98,11 +101,12 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     }
     modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
     _check_shapes(config, modules)
-    load_tokenizer(config.base_model, config.revision, config.chat_template)
+    encoder = load_encoder(config.base_model, config.revision, config.chat_template)
     check_weights(config.base_model, config.revision)
     _check_store(config, root)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
+    _check_lengths(inputs, encoder, config.evaluation)
     device, dtype = placement(config.device, config.dtype)
     identity = {
         "placement": {
@@ -176,6 +180,36 @@ def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
             )
 
 
+def _check_lengths(inputs: Inputs, encoder: Encoder, evaluation: EvaluationConfig | None) -> None:
+    """Every row must fit into the model's context; lm-eval's tasks see to theirs.
+
+    A text has no more tokens than bytes, so only long ones are encoded.
+
+    Raises:
+        DataError: Naming the use and the prompt.
+    """
+    if encoder.context is None:
+        return
+    context, template = encoder.context, len(encode(encoder, "x").ids) + END_OF_ANSWER
+
+    def is_long(row: Row, new_tokens: int = 0) -> bool:
+        return len(f"{row.prompt}{row.answer or ''}".encode()) + template + new_tokens > context
+
+    where = "calibration"
+    try:
+        for row in filter(is_long, inputs.calibration_safety + inputs.calibration_utility):
+            encode(encoder, row.prompt, row.answer)
+        for number, one in enumerate(evaluation.tasks if evaluation else []):
+            task = inputs.tasks[one.task]
+            if not isinstance(task, LmEval):
+                where, new_tokens = f"evaluation.tasks.{number}", one.max_new_tokens or task.max_new_tokens
+                for row in inputs.evaluation[one.task]:
+                    if is_long(row, new_tokens):
+                        check_room(encoder, row.prompt, new_tokens)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
 def _check_store(config: RunConfig, root: Path) -> None:
     """Statistics go into a folder that is there or can be made.
 
@@ -194,7 +228,7 @@ def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SST
     steps: list[Callable[[], object]] = [
         *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
         partial(architecture, config.base_model, config.revision),
-        partial(load_tokenizer, config.base_model, config.revision, config.chat_template),
+        partial(load_encoder, config.base_model, config.revision, config.chat_template),
         partial(check_weights, config.base_model, config.revision),
         partial(placement, config.device, config.dtype),
         partial(_check_store, config, root),

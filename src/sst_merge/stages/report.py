@@ -190,7 +190,7 @@ def _run(made: Plan, records: Records, manifest: dict[str, Any]) -> dict[str, An
         "safety": made.config.adapters.described("safety"),
         "method": made.config.method.model_dump(mode="json", exclude_none=True),
         "seed": made.config.seed,
-        "device": f"{first['device']}, {threads} threads, {manifest['machine']['processor']}",
+        "device": f"{first['device']}, {threads} thread(s), {manifest['machine']['processor']}",
         "dtype": first["dtype"],
         "versions": manifest["versions"],
         "timings_seconds": manifest["timings_seconds"],

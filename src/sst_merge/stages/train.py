@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,23 +48,25 @@ RECORD_FILE = "training.json"
 Stored = TypeVar("Stored", bound=BaseModel)
 
 
-def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
-    """Train one adapter and write it as a bfloat16 PEFT folder; measure it beside the base for its model card.
+@dataclass(frozen=True)
+class Prepared:
+    """A training that is ready to begin, or done."""
 
-    A folder that this configuration has trained already, on the same rows and base, is not trained again; it is
-    measured if that is missing, or was on other rows.
+    learn: dict[Row, str]
+    validation: dict[Row, str]
+    tasks: dict[str, AnswerTask | LmEval]
+    held_out: dict[str, list[Row]]
+    """Of each task."""
+    identity: dict[str, Any]
+    record: dict[str, Any] | None
+    """Of the same training, if the folder holds one."""
 
-    Returns:
-        The adapter's folder: the weights of the step with the lowest validation loss, a model card, the curve
-        (``training_curve.json``), the ids of the rows that were learnt (``training_rows.json``), and the
-        configuration with what was measured (``training.json``).
+
+def prepare(config: TrainConfig, *, root: Path) -> Prepared:
+    """Everything that can be wrong before a model is loaded; writes nothing.
 
     Raises:
-        DataError: If rows are missing, too long, or shared between training, validation and evaluation.
-        AdapterError: If the folder cannot be written, or holds an adapter of another configuration, base or rows.
-        ConfigError: If ``lora.target_modules`` names what the base does not have.
-        ModelError: If the base cannot be loaded.
-        NumericalError: If training diverges.
+        SSTMergeError: As :func:`train`.
     """
     refuse_occupied(config.output)
     learn = _rows(config.data, "data", config.seed, root)
@@ -83,7 +86,30 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
         "rows_sha256": rows_sha256([*learn, *validation]),
         "base": model_identity(config.base_model, config.revision),
     }
-    record = _record(config.output, identity) or _learn(config, learn, validation, identity, reporter)
+    return Prepared(learn, validation, tasks, held_out, identity, _record(config.output, identity))
+
+
+def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
+    """Train one adapter and write it as a bfloat16 PEFT folder; measure it beside the base for its model card.
+
+    A folder that this configuration has trained already, on the same rows and base, is not trained again; it is
+    measured if that is missing, or was on other rows.
+
+    Returns:
+        The adapter's folder: the weights of the step with the lowest validation loss, a model card, the curve
+        (``training_curve.json``), the ids of the rows that were learnt (``training_rows.json``), and the
+        configuration with what was measured (``training.json``).
+
+    Raises:
+        DataError: If rows are missing, too long, or shared between training, validation and evaluation.
+        AdapterError: If the folder cannot be written, or holds an adapter of another configuration, base or rows.
+        ConfigError: If ``lora.target_modules`` names what the base does not have.
+        ModelError: If the base cannot be loaded.
+        NumericalError: If training diverges.
+    """
+    made = prepare(config, root=root)
+    learn, validation, tasks, held_out = made.learn, made.validation, made.tasks, made.held_out
+    record = made.record or _learn(config, learn, validation, made.identity, reporter)
     curve = _stored(config.output / CURVE_FILE)
     evaluation_sha256 = {task: rows_sha256(rows) for task, rows in held_out.items()}
     if record.get("measured") is not None:

@@ -134,6 +134,21 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scores], None]:
 # Before
 
 
+def test_check_knows_a_training_file_and_loads_no_model(fresh: None, no_model: None, sst: Callable[..., Any]) -> None:
+    Path("train.yaml").write_text(yaml.safe_dump(values()), encoding="utf-8")
+    ended = sst("check", "train.yaml")
+    assert (ended.code, ended.err) == (0, "")
+    counts = "6 rows to learn, 2 that decide when to stop, 4 of exact_match"
+    assert ended.out == f"train.yaml: no problems found. {counts}.\n"
+    assert not OUTPUT.exists()
+    ended = sst("check", "train.yaml", "--set", "validation=learn.jsonl")
+    assert (ended.code, ended.out) == (1, "")
+    assert "share" in ended.err
+    assert sst("run", "train.yaml").err.endswith(
+        "train.yaml is a training file (it has a role): sst-merge train train.yaml\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
