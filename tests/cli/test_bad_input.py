@@ -249,7 +249,10 @@ def unknown_method(_: Path) -> dict[str, Any]:
             prompts_of("safety_calibration.jsonl"),
             r"DataError: calibration: the prompt 'on on .*takes \d+ tokens with its",
         ),
-        (prompts_of("refusal.jsonl"), r"DataError: evaluation.tasks.0: the prompt 'on on .*takes \d+ tokens; .* reads 512"),
+        (
+            prompts_of("refusal.jsonl"),
+            r"DataError: evaluation.tasks.0: the prompt 'on on .*takes \d+ tokens; .* reads 512",
+        ),
         (adapter_file, r"AdapterError: .*adapter_config.json is a file. Give the adapter's folder: .*safety"),
         (
             hub_name,
