@@ -249,11 +249,10 @@ class SampleGradients(Stored):
         bases = fixed_bases(folder, bases, processes)
         for number, positions in enumerate(batches):
             file = _batch_file(folder, number)
-            if number % processes.count != processes.rank:
-                pass
-            elif file.exists():
+            is_own = number % processes.count == processes.rank
+            if is_own and file.exists():
                 TensorFile(file).tensors()  # damaged ones are found here, before the time of the others is spent
-            else:
+            elif is_own:
                 gradients, _ = batch_gradients(
                     base,
                     bases,
