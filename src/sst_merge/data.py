@@ -75,6 +75,8 @@ class Row:
     weight: float = 1.0
     answer_tokens: int | None = None
     """How many tokens of the answer count in calibration; ``None`` for all."""
+    other_answers: int = 0
+    """Rows with the same prompt and another answer, which were left out because this one came first."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def load_rows(source: DataSource, *, seed: int, root: Path, needs_answer: bool, 
 
     Returns:
         Rows with unique ids, sorted by a hash of seed and id. A prompt that occurs twice is taken once, with its
-        first answer.
+        first answer; it counts the other ones.
 
     Raises:
         DataError: If the data cannot be read, is empty, lacks a column or answers, or has too few rows.
@@ -382,7 +384,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
         row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
-        rows.setdefault(row.id, row)
+        keep_first(rows, row)
     found = list(rows.values())
     return with_answers(found, _answers(root / source.answers, key)) if source.answers else found
 
@@ -425,9 +427,30 @@ def _text(value: Any) -> str | None:
     return value
 
 
+def keep_first(rows: dict[str, Row], row: Row) -> None:
+    """Add a row by its id; of one that is there already only count another answer."""
+    first = rows.setdefault(row.id, row)
+    if first.answer != row.answer:
+        rows[row.id] = replace(first, other_answers=first.other_answers + 1)
+
+
+def left_out(rows: Iterable[Row], use: str) -> list[str]:
+    """A note, if prompts of ``use`` had other answers, too."""
+    counts = [row.other_answers for row in rows if row.other_answers]
+    if not counts:
+        return []
+    return [
+        f"{use}: {len(counts)} prompt(s) have more than one answer in the data; the first is used, and {sum(counts)} other "
+        "row(s) are left out"
+    ]
+
+
 def with_answers(rows: list[Row], answers: list[str]) -> list[Row]:
     """Give every prompt one of the answers, chosen by the prompt's hash."""
-    return [replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)]) for row in rows]
+    return [
+        replace(row, answer=answers[int(_digest(f"answer:{row.id}")[:8], 16) % len(answers)], other_answers=0)
+        for row in rows
+    ]
 
 
 def _answers(path: Path, key: str) -> list[str]:

@@ -261,8 +261,11 @@ def test_damaged_parquet_is_an_error(tmp_path: Path, content: bytes) -> None:
 
 def test_a_prompt_that_occurs_twice_is_taken_once_with_its_first_answer(tmp_path: Path) -> None:
     entries = [{"prompt": "How? ", "answer": "first"}, {"prompt": "how?", "answer": "second"}]
-    (row,) = load(tmp_path, write(tmp_path, "a.jsonl", entries))
-    assert row == Row(content_id("how?"), "How? ", "first")
+    (row,) = load(tmp_path, write(tmp_path, "a.jsonl", [*entries, entries[0]]))
+    assert row == Row(content_id("how?"), "How? ", "first", other_answers=1)
+    write(tmp_path, "answers.txt", "drawn\n")
+    (drawn,) = load(tmp_path, "a.jsonl", answers="answers.txt")
+    assert drawn == Row(content_id("how?"), "How? ", "drawn")  # none of its own answers would have been used
 
 
 def test_content_id_folds_case_and_white_space_only() -> None:

@@ -18,7 +18,7 @@ from sst_merge.adapter_io import (
     training_rows,
 )
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
-from sst_merge.data import Row, check_disjoint, content_id, load_rows, with_answers
+from sst_merge.data import Row, check_disjoint, content_id, keep_first, left_out, load_rows, with_answers
 from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.inference import check_room, encode
@@ -138,6 +138,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         notes.append("method.strength is 0: nothing of the safety adapter is added")
     if config.calibration is not None and requests(config):
         notes += _harmless_notes(config.calibration, inputs)
+    notes += _answer_notes(inputs)
     notes += _cluster_notes(inputs)
     for label, _, folder in adapters:
         if config.evaluation is not None and not training_rows(folder):
@@ -145,6 +146,17 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
                 f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, tuple(notes))
+
+
+def _answer_notes(inputs: Inputs) -> list[str]:
+    """Answers that are not used, since a prompt is taken once."""
+    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
+    for name, task in inputs.tasks.items():
+        if not isinstance(task, LmEval) and task.needs_answer:
+            used[f"evaluation.{name}"] = inputs.evaluation[name]
+    return [
+        note for use, rows in used.items() for note in left_out((row for row in rows if row.answer_tokens is None), use)
+    ]
 
 
 def _cluster_notes(inputs: Inputs) -> list[str]:
@@ -481,7 +493,7 @@ def _load(
         place = key if len(sources) == 1 else f"{key}.{number}"
         found = load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place)
         for row in with_answers(found, drawn) if drawn is not None and source.answers is None else found:
-            rows.setdefault(row.id, row)
+            keep_first(rows, row)
     return list(rows.values())
 
 

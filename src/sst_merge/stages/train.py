@@ -27,7 +27,7 @@ from sst_merge.adapter_io import (
     write_adapter,
 )
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
-from sst_merge.data import KNOWN, Row, check_disjoint, load_rows, shown
+from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
@@ -109,6 +109,9 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
     """
     made = prepare(config, root=root)
     learn, validation, tasks, held_out = made.learn, made.validation, made.tasks, made.held_out
+    for use, rows in (("data", learn), ("validation", validation)):
+        for note in left_out(rows, use):
+            reporter.say(f"note: {note}")
     record = made.record or _learn(config, learn, validation, made.identity, reporter)
     curve = _stored(config.output / CURVE_FILE)
     evaluation_sha256 = {task: rows_sha256(rows) for task, rows in held_out.items()}
@@ -300,12 +303,13 @@ def _measure(
 
 def _rows(sources: list[DataSource], key: str, seed: int, root: Path) -> dict[Row, str]:
     """Rows of several sources, each prompt once, with their place in the run file."""
-    rows = {
-        row.id: (row, f"{key}.{number}: {source.data}")
-        for number, source in enumerate(sources)
-        for row in load_rows(source, seed=seed, root=root, needs_answer=True, key=f"{key}.{number}")
-    }
-    return dict(rows.values())
+    rows: dict[str, Row] = {}
+    places: dict[str, str] = {}
+    for number, source in enumerate(sources):
+        for row in load_rows(source, seed=seed, root=root, needs_answer=True, key=f"{key}.{number}"):
+            keep_first(rows, row)
+            places.setdefault(row.id, f"{key}.{number}: {source.data}")
+    return {row: places[row_id] for row_id, row in rows.items()}
 
 
 def _conversations(rows: Iterable[Row]) -> datasets.Dataset:

@@ -209,6 +209,24 @@ def test_prompts_that_are_used_twice_are_shown(fresh: None) -> None:
         trained_here(validation="learn.jsonl")
 
 
+def test_answers_that_are_not_learnt_are_told_and_the_first_source_wins(fresh: None) -> None:
+    first, rest = Path("learn.jsonl").read_text(encoding="utf-8").split("\n", 1)
+    changed = json.loads(first) | {"answer": "another"}
+    Path("more.jsonl").write_text(json.dumps(changed) + "\n", encoding="utf-8")
+    note = "note: data: 1 prompt(s) have more than one answer in the data; the first is used, and 1 other row(s) are left out"
+    Path("learn.jsonl").write_text("\n".join([first, json.dumps(changed), rest]), encoding="utf-8")
+    assert note in trained_here().lines
+    weights = load_file(OUTPUT / "adapter_model.safetensors")
+    Path("learn.jsonl").write_text(first + "\n" + rest, encoding="utf-8")
+    shutil.rmtree(OUTPUT)
+    assert note in trained_here(data=["learn.jsonl", "more.jsonl"]).lines
+    assert all(
+        bool((weights[key] == value).all()) for key, value in load_file(OUTPUT / "adapter_model.safetensors").items()
+    )
+    shutil.rmtree(OUTPUT)
+    assert not [line for line in trained_here().lines if line.startswith("note: ")]
+
+
 # While
 
 
