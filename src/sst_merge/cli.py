@@ -37,7 +37,9 @@ Replace = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", help="Run folder, instead of the run file's.")]
 
-ResultFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files (JSON).", show_default=False)]
+ResultFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Run folders, or result files (JSON).", show_default=False)
+]
 
 TABLE_WIDTH = 280  # characters of a table that does not go to a terminal
 INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes as shells have them: 128 and the number of the signal
@@ -397,7 +399,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of text.")] = False,
 ) -> None:
-    """What result files of experiment 1, or results.json of a run, support, in plain words; the prototype's, too."""
+    """What runs, and result files of experiment 1, support, in plain words; the prototype's, too."""
     from sst_merge.experiments import statements
     from sst_merge.experiments.audit import audit_files
 
@@ -418,7 +420,7 @@ def compare(
     ] = "table",
     output: Annotated[Path | None, typer.Option("--output", help="File to write, instead of the terminal.")] = None,
 ) -> None:
-    """One table over result files of experiment 1: gain, loss, tax or why there is none."""
+    """One table over runs, and result files of experiment 1: gain, loss, tax or why there is none."""
     from sst_merge.experiments import compare as comparison
     from sst_merge.wheels import replace_file
 

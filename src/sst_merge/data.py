@@ -440,8 +440,7 @@ def left_out(rows: Iterable[Row], use: str) -> list[str]:
     if not counts:
         return []
     return [
-        f"{use}: {len(counts)} prompt(s) have more than one answer in the data; the first is used, and {sum(counts)} other "
-        "row(s) are left out"
+        f"{use}: {len(counts)} prompt(s) have several answers; the first is used, {sum(counts)} row(s) are left out"
     ]
 
 

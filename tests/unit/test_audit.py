@@ -11,7 +11,6 @@ import pytest
 from exp1_files import LEGACY, LLAMA, MISTRAL, QWEN, own, written
 from sst_merge.errors import DataError
 from sst_merge.experiments.audit import audit_files
-from sst_merge.experiments.compare import compare
 from sst_merge.experiments.prototype import Counts, chance_of_equality, fewest_flips, simulate, split_of
 from sst_merge.experiments.statements import Audit, as_markdown, as_text
 
@@ -421,7 +420,7 @@ def test_the_results_of_a_run_are_audited_like_a_result_file(finished: Path, tmp
         (lambda results: results.pop("arms"), r"is damaged \(KeyError\('arms'\)\). Make it again: sst-merge report"),
         (lambda results: results.update(arms=3), r"is damaged \(TypeError"),
         (lambda results: results.update(estimates=[]), r"is damaged \(KeyError\('merged, refusal, refused'\)\)"),
-        (lambda results: results.update(schema="sst-merge/safety-tax/1"), r"sst-merge audit reads results.json beside"),
+        (lambda results: results.update(schema="sst-merge/safety-tax/1"), r"Give results.json beside it. Known: "),
         (lambda results: results.update(schema=["x"]), r"has the schema \['x'\]. Known: "),
     ],
 )
@@ -432,8 +431,3 @@ def test_results_of_a_run_that_cannot_be_audited_say_why(
     change(results)
     with pytest.raises(DataError, match=rf"results.json .*{message}"):
         audited(written(tmp_path / "results.json", results))
-
-
-def test_compare_sends_the_results_of_a_run_to_audit(finished: Path) -> None:
-    with pytest.raises(DataError, match=r"has the schema 'sst-merge/report/1'. sst-merge audit reads it. Known: "):
-        compare([finished / "results.json"])

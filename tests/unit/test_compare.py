@@ -196,3 +196,36 @@ def test_a_missing_file_and_an_unknown_format_are_errors(tmp_path: Path) -> None
         compare([tmp_path / "gone.json"])
     with pytest.raises(ConfigError, match=r"--format pdf is unknown. Known: table, markdown, csv, html, json\."):
         render([], "pdf")
+
+
+def test_runs_are_compared_by_their_folders_and_told_apart_by_their_settings(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "half"
+    other.mkdir()
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    results["run"]["seed"] += 1
+    results["run"]["method"] |= {"strength": 0.5, "keep": {"soft": 100.0}}
+    results["run"]["comparisons"][0]["strength"] = 0.75
+    written(other / "results.json", results)
+    rows = compare([finished, other / "results.json"])  # two seeds, and no mean: nothing says that all else is equal
+    assert [row.method for row in rows] == [
+        'sst, strength = 1.0, keep = {"soft": 10.0}',
+        "task_arithmetic, strength = 1.0",
+        'sst, strength = 0.5, keep = {"soft": 100.0}',
+        "task_arithmetic, strength = 0.75",
+    ]
+    assert [row.file for row in rows[::2]] == [str(finished / "results.json"), str(other / "results.json")]
+    assert {row.model for row in rows} == {results["run"]["base_model"]}
+    tax = results["safety_tax"]["merged"]
+    assert (rows[0].gain, rows[0].loss) == (tax["gain"]["estimate"], tax["loss"]["estimate"])
+    assert rows[0].verdict == tax["verdict"]["code"]
+
+
+def test_a_folder_without_results_and_a_run_that_measured_no_tax_are_errors(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"results\.json: no such file\. Give "):
+        compare([tmp_path])
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    results["tasks"] = [task for task in results["tasks"] if task["family"] != "safety"]
+    with pytest.raises(
+        DataError, match=r"without a safety and a utility task, so there is no gain and no loss to state"
+    ):
+        compare([written(tmp_path / "results.json", results)])

@@ -4,6 +4,7 @@
 import base64
 import copy
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -229,6 +230,7 @@ def make_results():
             "utility": "examples/adapters/utility",
             "safety": "examples/adapters/safety",
             "method": {"name": "sst", "fisher": "exact", "keep": {"soft": 10}, "strength": 1.0},
+            "comparisons": [{"name": "task_arithmetic", "strength": 1.5}],
             "seed": 0,
             "device": "cpu",
             "dtype": "float32",
@@ -514,6 +516,13 @@ def test_gates_have_symbol_word_question_and_evidence(results, render):
     text = render(results)
     for expected in ("unknown", "✓", "✕", "coherent text", "mean kl: 0.4183", _sha("merged")[:12] + "…"):
         assert expected in text
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown])
+def test_provenance_has_the_settings_of_every_merge(results, render):
+    text = html.unescape(render(results))
+    assert 'sst (fisher = exact; keep = {"soft": 10}; strength = 1.0)' in text
+    assert "task_arithmetic (strength = 1.5)" in text
 
 
 @pytest.mark.parametrize("render", [render_html, render_markdown])

@@ -38,7 +38,7 @@ def audit_files(paths: Sequence[Path], seed: int = 0, names: Sequence[str] | Non
         DataError: If a file cannot be read, or is no result.
     """
     shown = [str(path) for path in paths] if names is None else names
-    files = [read_result(path, name, or_run=True) for path, name in zip(paths, shown, strict=True)]
+    files = [read_result(path, name) for path, name in zip(paths, shown, strict=True)]
     return [audit_legacy(file, seed) if file.kind == "legacy" else audit_own(file) for file in files]
 
 

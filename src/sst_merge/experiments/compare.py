@@ -1,4 +1,4 @@
-"""One table over result files of experiment 1: ``sst-merge compare``.
+"""One table over runs and result files of experiment 1: ``sst-merge compare``.
 
 One row for each file and merge, as the file states it; nothing is computed again (that is what ``sst-merge audit``
 does) except the mean and the standard deviation over seeds. Undefined is a dash with its reason.
@@ -9,7 +9,7 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ LEGEND = (
 WORDS = ("file", "tax", "verdict", "note")  # columns of long words
 MEANS = ("refusal_baseline", "refusal_merged", "gain", "utility_baseline", "utility_merged", "loss")
 MEANS += ("over_refusal_change", "tax")
+NEUTRAL = {"utility_weight": 1, "strength": 1}
 
 Limits = tuple[float, float] | None
 
@@ -93,7 +94,8 @@ class Row:
         verdict: Verdict code.
         deviations: Standard deviation (n - 1) between seeds of each mean; for ``seeds`` rows.
         note: What a reader must know.
-        setting: What has to be equal for a mean over seeds, as JSON.
+        settings: Parameters of the method, as far as the file has them.
+        setting: What has to be equal for a mean over seeds, as JSON; ``None`` where the file does not say (a run).
     """
 
     kind: Literal["merge", "legacy", "seeds"]
@@ -122,7 +124,8 @@ class Row:
     verdict: str | None = None
     deviations: dict[str, float | None] | None = None
     note: str = ""
-    setting: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    setting: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-serialisable dictionary."""
@@ -133,19 +136,31 @@ def compare(paths: Sequence[Path]) -> list[Row]:
     """Read result files into rows.
 
     Args:
-        paths: JSON files, ours or the prototype's, in the order of the table.
+        paths: Run folders and JSON files, ours or the prototype's, in the order of the table.
 
     Returns:
-        A row for each file and merge, then one for each setting that was run with at least two seeds.
+        A row for each file and merge, then one for each setting of experiment 1 that was run with at least two seeds.
 
     Raises:
-        DataError: If a file cannot be read, or is no result of experiment 1.
+        DataError: If a file cannot be read, or is no result.
     """
     rows = []
     for path in paths:
         file = read_result(path)
         rows += [_legacy_row(file)] if file.kind == "legacy" else _own_rows(file)
+    rows = [replace(row, method=_told_apart(row, rows)) for row in rows]
     return rows + _seed_rows(rows)
+
+
+def _told_apart(row: Row, rows: Sequence[Row]) -> str | None:
+    """The method's label with weight and strength, and what else differs between rows of the same label."""
+    alike = [other.settings for other in rows if other.method == row.method]
+    told = [
+        f"{key} = {value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in row.settings.items()
+        if (key in NEUTRAL and value != NEUTRAL[key]) or any(other.get(key) != value for other in alike)
+    ]
+    return row.method and ", ".join([row.method, *told])
 
 
 def render(rows: Sequence[Row], style: str) -> str:
@@ -244,7 +259,7 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
     return Row(
         kind="merge",
         file=file.name,
-        model=_text(fields.get("model")),
+        model=_text(fields.get("model")) or _text(fields.get("base_model")),
         mode=_text(fields.get("mode")),
         seed=count(fields.get("seed")),
         method=method,
@@ -266,7 +281,8 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
         tax_ci=None if tax is None else pair(intervals.get("safety_tax")),
         verdict=code,
         note="; ".join(problems),
-        setting=json.dumps([method, setting], sort_keys=True, default=str),
+        settings={key: value for key, value in mapping(block.get("method")).items() if key != "name"},
+        setting=None if file.kind == "run" else json.dumps([method, setting], sort_keys=True, default=str),
     )
 
 
@@ -295,7 +311,7 @@ def _seed_rows(rows: Sequence[Row]) -> list[Row]:
     """A mean for each setting with at least two seeds, each used once."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row.kind == "merge" and row.seed is not None:
+        if row.setting is not None and row.seed is not None:
             groups.setdefault(row.setting, []).append(row)
     means = []
     for group in groups.values():

@@ -16,6 +16,7 @@ from sst_merge.safety_tax import SCHEMA as TAX_SCHEMA
 
 SCHEMA = "sst-merge/exp1/1"
 RUN_SCHEMA = "sst-merge/report/1"  # as in rendering, which is slow to import
+RESULTS = "results.json"
 MOST_SAMPLES = 1_000_000_000
 LARGEST = 10**15  # of whole numbers that are taken for counts
 PROVENANCE = (
@@ -38,12 +39,12 @@ class ResultFile:
 
     Attributes:
         name: How the file is called in what is printed.
-        kind: ``exp1`` (ours) or ``legacy``.
+        kind: ``exp1`` (ours), ``run`` (the results of a run, in the fields of the former) or ``legacy``.
         fields: The JSON object. NaN and infinities stand in it as Python's ``json`` reads them.
     """
 
     name: str
-    kind: Literal["exp1", "legacy"]
+    kind: Literal["exp1", "run", "legacy"]
     fields: dict[str, Any]
 
 
@@ -74,13 +75,12 @@ class Legacy:
     problems: tuple[str, ...]
 
 
-def read_result(path: Path, name: str | None = None, *, or_run: bool = False) -> ResultFile:
+def read_result(path: Path, name: str | None = None) -> ResultFile:
     """Read one result file.
 
     Args:
-        path: JSON file.
+        path: A result file of experiment 1, the ``results.json`` of any run, or the folder of a run.
         name: How to call it in what is printed; the path by default.
-        or_run: Take the ``results.json`` of any run for one of ours, too.
 
     Returns:
         The file and its kind.
@@ -89,11 +89,13 @@ def read_result(path: Path, name: str | None = None, *, or_run: bool = False) ->
         DataError: If the file is missing, is no JSON object, has an unknown schema, or has no field of a result.
     """
     shown = str(path) if name is None else name
+    if path.is_dir():
+        path, shown = path / RESULTS, str(Path(shown) / RESULTS)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{shown}: no such file. Give the JSON result files of experiment 1.") from None
-    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{shown}: no such file. Give run folders, or the JSON result files of experiment 1.") from None
+    except PermissionError as error:
         raise DataError(f"{shown} cannot be read ({error.strerror}). Give a JSON result file.") from None
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise DataError(f"{shown} is not valid JSON ({error}). Give a result file as it was written.") from None
@@ -102,14 +104,12 @@ def read_result(path: Path, name: str | None = None, *, or_run: bool = False) ->
     schema = fields.get("schema")
     if schema == SCHEMA:
         return ResultFile(shown, "exp1", fields)
-    if schema == RUN_SCHEMA and or_run:
-        return ResultFile(shown, "exp1", _of_run(fields, shown))
+    if schema == RUN_SCHEMA:
+        return ResultFile(shown, "run", _of_run(fields, shown))
     if schema is not None:
-        hints = {RUN_SCHEMA: " sst-merge audit reads it.", TAX_SCHEMA: " sst-merge audit reads results.json beside it."}
-        raise DataError(
-            f"{shown} has the schema {schema!r}.{hints.get(str(schema), '')} Known: {SCHEMA}, and prototype files "
-            "without a schema."
-        )
+        hint = f" Give {RESULTS} beside it." if schema == TAX_SCHEMA else ""
+        known = f"{SCHEMA}, {RUN_SCHEMA}, and prototype files without a schema"
+        raise DataError(f"{shown} has the schema {schema!r}.{hint} Known: {known}.")
     if not has_legacy_field(fields):
         found = ", ".join(str(key) for key in fields) or "none"
         raise DataError(
@@ -126,9 +126,12 @@ def _of_run(results: dict[str, Any], shown: str) -> dict[str, Any]:
         DataError: If it measured no tax, or the file is damaged.
     """
     if not {"safety", "utility"} <= {task.get("family") for task in results.get("tasks") or ()}:
-        raise DataError(f"{shown} is of a run without a safety and a utility task, so it claims nothing to audit.")
+        raise DataError(
+            f"{shown} is of a run without a safety and a utility task, so there is no gain and no loss to state."
+        )
     try:
-        return run_fields(results)
+        run = results["run"]
+        return {**run_fields(results), "base_model": run["base_model"], "seed": run["seed"]}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{shown} is damaged ({error!r}). Make it again: sst-merge report FILE") from error
 
@@ -237,6 +240,7 @@ def run_fields(results: Mapping[str, Any]) -> dict[str, Any]:
         for arm in results["arms"]
     }
     reference, run = arms["utility"], results["run"]
+    settings = {method["name"]: method for method in run.get("comparisons") or ()}  # not in results of earlier versions
     limits = {f"baseline_{family}": _limits(reference[family]) for family in ("safety", "utility")}
     return {
         "baseline": "utility",
@@ -253,7 +257,7 @@ def run_fields(results: Mapping[str, Any]) -> dict[str, Any]:
         "method": run["method"],
         "arms": arms,
         "comparisons": {
-            name: _without(block, "counts") | {"method": {"name": name}}
+            name: _without(block, "counts") | {"method": settings.get(name, {"name": name})}
             for name, block in zip(_others(results), others, strict=True)
         },
         "notes": run["notes"],

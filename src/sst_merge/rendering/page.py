@@ -380,18 +380,25 @@ def _answer(answer: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _provenance(run: dict[str, Any]) -> list[tuple[str, str]]:
-    method = dict(run.get("method") or {})
-    name = str(method.pop("name", DASH))
+def _method(settings: dict[str, Any]) -> str:
+    """Name and parameters."""
+    name = str(settings.get("name", DASH))
     parameters = "; ".join(
-        f"{key} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in method.items()
+        f"{key} = {value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
+        if key != "name"
     )
+    return f"{name} ({parameters})" if parameters else name
+
+
+def _provenance(run: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("Created", run.get("created")),
         ("Base model", run.get("base_model")),
         ("Utility adapter", run.get("utility")),
         ("Safety adapter", run.get("safety")),
-        ("Method", f"{name} ({parameters})" if parameters else name),
+        ("Method", _method(run.get("method") or {})),
+        *(("Comparison", _method(settings)) for settings in run.get("comparisons") or []),
         ("Seed", run.get("seed")),
         ("Device and type", f"{run.get('device') or DASH}, {run.get('dtype') or DASH}"),
         ("Run folder", run.get("output")),

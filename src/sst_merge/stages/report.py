@@ -189,6 +189,7 @@ def _run(made: Plan, records: Records, manifest: dict[str, Any]) -> dict[str, An
         "utility": made.config.adapters.described("utility"),
         "safety": made.config.adapters.described("safety"),
         "method": made.config.method.model_dump(mode="json", exclude_none=True),
+        "comparisons": [method.model_dump(mode="json", exclude_none=True) for method in made.config.comparisons],
         "seed": made.config.seed,
         "device": f"{first['device']}, {threads} thread(s), {manifest['machine']['processor']}",
         "dtype": first["dtype"],

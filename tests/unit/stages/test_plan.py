@@ -164,15 +164,15 @@ def test_answers_that_are_left_out_are_noted_where_answers_are_read(inputs: Path
         row = json.loads(file.read_text(encoding="utf-8").split("\n", 1)[0])
         more = json.dumps({**row, "answer": "another"}) + "\n" + json.dumps({**row, "answer": "a third"}) + "\n"
         (tmp_path / file.name).write_text(file.read_text(encoding="utf-8") + more, encoding="utf-8")
-    said = "1 prompt(s) have more than one answer in the data; the first is used, and 2 other row(s) are left out"
+    said = "1 prompt(s) have several answers; the first is used, 2 row(s) are left out"
     calibration = {"safety": str(inputs / "safety_calibration.jsonl")}
     calibration["utility"] = str(tmp_path / "utility_calibration.jsonl")
     tasks = [{"task": "refusal", "data": str(tmp_path / "refusal.jsonl")}]
     tasks.append({"task": "exact_match", "data": str(tmp_path / "exact_match.jsonl")})
     planned = made(inputs, calibration=calibration, evaluation={"tasks": tasks})
     expected = [f"calibration.utility: {said}", f"evaluation.exact_match: {said}"]
-    assert [note for note in planned.notes if "more than one answer" in note] == expected
-    assert not [note for note in made(inputs).notes if "more than one answer" in note]
+    assert [note for note in planned.notes if "several answers" in note] == expected
+    assert not [note for note in made(inputs).notes if "several answers" in note]
 
 
 def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inputs: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_answers_that_are_not_learnt_are_told_and_the_first_source_wins(fresh: N
     first, rest = Path("learn.jsonl").read_text(encoding="utf-8").split("\n", 1)
     changed = json.loads(first) | {"answer": "another"}
     Path("more.jsonl").write_text(json.dumps(changed) + "\n", encoding="utf-8")
-    note = "note: data: 1 prompt(s) have more than one answer in the data; the first is used, and 1 other row(s) are left out"
+    note = "note: data: 1 prompt(s) have several answers; the first is used, 1 row(s) are left out"
     Path("learn.jsonl").write_text("\n".join([first, json.dumps(changed), rest]), encoding="utf-8")
     assert note in trained_here().lines
     weights = load_file(OUTPUT / "adapter_model.safetensors")
