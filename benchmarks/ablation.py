@@ -116,15 +116,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     "SST damping 0.1": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 0.1}, PRICES),
     "SST damping 10": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 10}, PRICES),
+    "SST damping 20": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 20}, PRICES),
 }
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
 DAMPINGS = ("SST damping 0.1", "SST damping 10")
+STRETCHED = {"SST damping 20": 2.0}
+"""Factor on the strengths of all trials of a variant: with more damping less of the safety update's effect is left."""
 FISHER_MERGING = "Fisher merging"
 MAIN = ("SST", "task arithmetic", "TIES", "DARE")
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
-GROUPS = (MAIN, DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
+GROUPS = (MAIN, tuple(STRETCHED), DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
 """In the order in which they are run: first what reads the same statistics, then what is calibrated anew."""
 
 
@@ -174,8 +177,9 @@ def trials(variants: Sequence[str] = tuple(VARIANTS)) -> list[Trial]:
             pairs = [*((own[0], dials) for dials in DIALS), (own[1], (1.0, 1.0))]
         else:
             pairs = [(dial, (1.0, 1.0)) for dial in own]
+        factor = STRETCHED.get(variant, 1.0)
         found += [
-            Trial(variant, {**fixed, **dial, "utility_weight": weight, "strength": strength})
+            Trial(variant, {**fixed, **dial, "utility_weight": weight, "strength": factor * strength})
             for dial, (weight, strength) in pairs
         ]
     return found

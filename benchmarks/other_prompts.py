@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import BASE_MODEL, ROOT, SIZES, Merged, append, cells_of, merged, recorded, scored, trials
+from ablation import BASE_MODEL, ROOT, SIZES, STRETCHED, Merged, append, cells_of, merged, recorded, scored, trials
 from ablation_report import ARMS, DRAWS, OURS, Matched, interval, matched, path_keys, rate
 
 from sst_merge.adapter import Updates
@@ -30,7 +30,8 @@ from sst_merge.models import load_base
 from sst_merge.stages.plan import rows_sha256
 from sst_merge.weights import applied
 
-METHODS = (OURS, "task arithmetic")
+BASELINE = "task arithmetic"
+METHODS = (OURS, *STRETCHED, BASELINE)
 TARGETS = (0.6, 0.7, 0.8, 0.95)
 BEYOND = (2.5, 3.0)
 """Strengths beside those of the ablation, whose highest, 2, need not be enough for prompts unlike the calibration's."""
@@ -81,20 +82,22 @@ def told(lines: Lines, names: dict[str, list[tuple[str, int]]]) -> Iterator[str]
         task: np.vstack([np.arange(n), rng.integers(n, size=(DRAWS, n))])
         for task, n in ((task, sum(n for _, n in parts)) for task, parts in names.items())
     }
-    yield "\n| harmful refused | " + " | ".join(f"{method}: harmless refused" for method in METHODS)
-    yield " | difference, points |\n|---|---|---|---|\n"
-    for target in TARGETS:
-        found = [at_equal_refusals(lines, method, target, draws) for method in METHODS]
-        cells = [
-            f"{100 * each.rates['over_refusal'][0]:.1f}"
-            + ("" if each.is_known else f" in {each.is_reached.mean():.0%}")
-            if each.is_reached[0]
-            else "not reached"
-            for each in found
-        ]
-        ours, theirs = (each.rates["over_refusal"] for each in found)
-        is_known = all(each.is_known for each in found)
-        yield f"| {target:.0%} | " + " | ".join(cells) + f" | {interval(ours - theirs, 100, 1) if is_known else ''} |\n"
+    tried = [method for method in METHODS if path_keys(lines, method)]
+    for ours in tried[:-1]:
+        yield f"\n| harmful refused | {ours}: harmless refused | {BASELINE}: harmless refused"
+        yield " | difference, points |\n|---|---|---|---|\n"
+        for target in TARGETS:
+            found = [at_equal_refusals(lines, method, target, draws) for method in (ours, BASELINE)]
+            cells = [
+                f"{100 * each.rates['over_refusal'][0]:.1f}"
+                + ("" if each.is_known else f" in {each.is_reached.mean():.0%}")
+                if each.is_reached[0]
+                else "not reached"
+                for each in found
+            ]
+            a, b = (each.rates["over_refusal"] for each in found)
+            difference = interval(a - b, 100, 1) if all(each.is_known for each in found) else ""
+            yield f"| {target:.0%} | " + " | ".join(cells) + f" | {difference} |\n"
 
 
 def main() -> None:
@@ -120,7 +123,7 @@ def main() -> None:
     utility, safety = cell.updates()
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
     wanted = [trial for trial in trials(METHODS) if trial.settings["utility_weight"] == 1]
-    strongest = [trial for trial in wanted if trial.settings["strength"] == 2]
+    strongest = [t for t in wanted if t.settings["strength"] == 2 and t.variant not in STRETCHED]
     wanted += [
         replace(trial, settings={**trial.settings, "strength": strength}) for trial in strongest for strength in BEYOND
     ]
