@@ -129,7 +129,7 @@ def main() -> None:
     ]
     settings = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in wanted}
     along = {key for method in METHODS for key in path_keys(settings, method)}
-    statistics = cell.statistics(base, cell.folder() / "statistics", (OURS,))
+    statistics = cell.statistics(base, cell.folder() / "statistics", METHODS[:-1])
     patches: dict[str, Merged] = {}
     models: dict[str, Callable[[], Updates]] = {arm: lambda arm=arm: arms[arm] for arm in ARMS}
     for trial in wanted:

@@ -577,3 +577,12 @@ def test_the_table_of_other_prompts_in_the_documentation_is_that_of_the_scores(
     for line in known:
         target, _, values = line.removeprefix("| ").partition("% | ")
         assert f"| {target} % | {safety} | {values}\n" in page.replace("\u2212", "-")
+
+
+def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleType) -> None:
+    fresh = importlib.import_module("fresh_task")
+    page = (STORED.parent / "fresh-task.md").read_text(encoding="utf-8")
+    lines = fresh.recorded()
+    assert len(lines) == 32
+    assert "".join(fresh.rates(lines)) in page
+    assert "".join(fresh.at_equal_refusals(lines)) in page
