@@ -207,7 +207,8 @@ def test_runs_are_compared_by_their_folders_and_told_apart_by_their_settings(fin
     results["run"]["comparisons"][0]["strength"] = 0.75
     written(other / "results.json", results)
     rows = compare([finished, other / "results.json"])  # two seeds, and no mean: nothing says that all else is equal
-    assert [row.method for row in rows] == [
+    assert {row.method for row in rows} == {"sst", "task_arithmetic"}
+    assert [cell(row, "method") for row in rows] == [
         'sst, strength = 1.0, keep = {"soft": 10.0}',
         "task_arithmetic, strength = 1.0",
         'sst, strength = 0.5, keep = {"soft": 100.0}',
@@ -218,6 +219,11 @@ def test_runs_are_compared_by_their_folders_and_told_apart_by_their_settings(fin
     tax = results["safety_tax"]["merged"]
     assert (rows[0].gain, rows[0].loss) == (tax["gain"]["estimate"], tax["loss"]["estimate"])
     assert rows[0].verdict == tax["verdict"]["code"]
+    lines = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
+    assert [(line["method"], json.loads(line["settings"])["strength"]) for line in lines[::2]] == [
+        ("sst", 1),
+        ("sst", 0.5),
+    ]
 
 
 def test_a_folder_without_results_and_a_run_that_measured_no_tax_are_errors(finished: Path, tmp_path: Path) -> None:

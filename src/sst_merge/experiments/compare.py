@@ -95,6 +95,7 @@ class Row:
         deviations: Standard deviation (n - 1) between seeds of each mean; for ``seeds`` rows.
         note: What a reader must know.
         settings: Parameters of the method, as far as the file has them.
+        label: The method with those of its parameters that tell it from the other rows.
         setting: What has to be equal for a mean over seeds, as JSON; ``None`` where the file does not say (a run).
     """
 
@@ -125,11 +126,12 @@ class Row:
     deviations: dict[str, float | None] | None = None
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
     setting: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-serialisable dictionary."""
-        return {key: value for key, value in asdict(self).items() if key != "setting"}
+        return {key: value for key, value in asdict(self).items() if key not in {"label", "setting"}}
 
 
 def compare(paths: Sequence[Path]) -> list[Row]:
@@ -148,7 +150,7 @@ def compare(paths: Sequence[Path]) -> list[Row]:
     for path in paths:
         file = read_result(path)
         rows += [_legacy_row(file)] if file.kind == "legacy" else _own_rows(file)
-    rows = [replace(row, method=_told_apart(row, rows)) for row in rows]
+    rows = [replace(row, label=_told_apart(row, rows)) for row in rows]
     return rows + _seed_rows(rows)
 
 
@@ -222,7 +224,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
         row.model or DASH,
         row.mode or DASH,
         DASH if row.seed is None else str(row.seed),
-        row.method or DASH,
+        row.label or row.method or DASH,
         DASH if row.n is None else f"{row.n}" + ("" if row.unscored is None else f" ({row.unscored})"),
         _arrow(row.refusal_baseline, row.refusal_merged, share=True),
         _change(row.gain, row.gain_ci, "points", why),
@@ -435,7 +437,7 @@ def _csv(rows: Sequence[Row]) -> str:
             elif key == "deviations":
                 line |= {f"{name}_sd": (value or {}).get(name) for name in MEANS}
             else:
-                line[key] = value
+                line[key] = json.dumps(value) if key == "settings" else value
         lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["file"], lineterminator="\n")
