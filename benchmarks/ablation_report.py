@@ -528,19 +528,23 @@ def prediction(line: dict[str, Any]) -> float | None:
 
 
 def prediction_lines(results: Results) -> Iterator[str]:
-    """How the predicted losses rank with the measured ones on validation rows."""
+    """How the predicted losses rank with the measured ones on validation rows, among ours and among all variants."""
     from scipy.stats import spearmanr
 
     yield "\n## Predicted and measured loss\n\nSpearman's correlation over the trials that predict one, per cell:\n\n"
-    yield "| cell | trials | correlation |\n|---|---|---|\n"
+    yield f"| cell | trials of {OURS} | correlation | trials of all variants | correlation |\n|---|---|---|---|---|\n"
     for name, cell in results.items():
         lines = cell["validation"]
         pairs = [
-            (predicted, rate(line, "utility_nll") - rate(lines["utility"], "utility_nll"))
+            (line["variant"], predicted, rate(line, "utility_nll") - rate(lines["utility"], "utility_nll"))
             for key, line in lines.items()
             if key not in ARMS and (predicted := prediction(line)) is not None
         ]
-        yield f"| {name} | {len(pairs)} | {spearmanr(*zip(*pairs, strict=True)).statistic:+.2f} |\n"
+        cells = [name]
+        for chosen in ([pair for pair in pairs if pair[0] == OURS], pairs):
+            _, predicted, measured = zip(*chosen, strict=True)
+            cells += [str(len(chosen)), f"{spearmanr(predicted, measured).statistic:+.2f}"]
+        yield "| " + " | ".join(cells) + " |\n"
 
 
 def trial_lines(name: str, cell: dict[str, Lines]) -> Iterator[str]:
