@@ -2,7 +2,7 @@
 
     python benchmarks/other_prompts.py --cell kinship/balanced/0 --harmful FILE ... --harmless FILE ...
 
-The files have a column ``prompt``; their names head the columns. Both methods go along their strengths with the rows
+The files have a column ``prompt``; their names head the columns. The methods go along their strengths with the rows
 that the ablation calibrates on; adapters, calibration and statistics are those of ``--output``, where
 ``benchmarks/ablation.py`` left them (a calibration that is missing is measured). Answers are greedy, of twelve tokens,
 and refusals are told by their opening words.

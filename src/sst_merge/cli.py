@@ -326,6 +326,7 @@ def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> Non
     from sst_merge.experiments.compare import render
     from sst_merge.experiments.exp1 import run_exp1
     from sst_merge.rendering.terminal import rates_table
+    from sst_merge.run_folder import RunFolder
     from sst_merge.wheels import replace_file
 
     done = [run_exp1(one, reporter=_reporter(), command=_command(), replace=replace) for one in planned]
@@ -335,7 +336,7 @@ def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> Non
         typer.echo(json.dumps([result for _, result in done], indent=1))
         return
     for file, result in done:
-        results = json.loads((Path(result["run"]) / "results.json").read_text(encoding="utf-8"))
+        results = json.loads(RunFolder(Path(result["run"])).results_file.read_text(encoding="utf-8"))
         title = f"{result['model']}, {result['mode']}, seed {result['seed']}"
         Console().print(rates_table({**results, "title": title}))
         for name, tax in results["safety_tax"].items():

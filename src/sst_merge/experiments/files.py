@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sst_merge.errors import DataError
+from sst_merge.run_folder import RunFolder
 from sst_merge.safety_tax import SCHEMA as TAX_SCHEMA
 
 SCHEMA = "sst-merge/exp1/1"
 RUN_SCHEMA = "sst-merge/report/1"  # as in rendering, which is slow to import
-RESULTS = "results.json"
 MOST_SAMPLES = 1_000_000_000
 LARGEST = 10**15  # of whole numbers that are taken for counts
 PROVENANCE = (
@@ -90,7 +90,7 @@ def read_result(path: Path, name: str | None = None) -> ResultFile:
     """
     shown = str(path) if name is None else name
     if path.is_dir():
-        path, shown = path / RESULTS, str(Path(shown) / RESULTS)
+        path, shown = RunFolder(path).results_file, str(RunFolder(Path(shown)).results_file)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def read_result(path: Path, name: str | None = None) -> ResultFile:
     if schema == RUN_SCHEMA:
         return ResultFile(shown, "run", _of_run(fields, shown))
     if schema is not None:
-        hint = f" Give {RESULTS} beside it." if schema == TAX_SCHEMA else ""
+        hint = " Give results.json beside it." if schema == TAX_SCHEMA else ""
         known = f"{SCHEMA}, {RUN_SCHEMA}, and prototype files without a schema"
         raise DataError(f"{shown} has the schema {schema!r}.{hint} Known: {known}.")
     if not has_legacy_field(fields):
