@@ -52,11 +52,11 @@ from sst_merge.methods.sst import Sst
 from sst_merge.models import Base, load_base, placement
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import canonical_sha256, versions
-from sst_merge.stages.calibrate import distinct, encode_rows
+from sst_merge.stages.calibrate import distinct, encode_rows, second_point
 from sst_merge.stages.merge import Merged, merge_updates
 from sst_merge.stages.plan import contrasted, rows_sha256
 from sst_merge.stages.train import train
-from sst_merge.statistics import STATISTICS, Request, Statistics
+from sst_merge.statistics import STATISTICS, PooledGradients, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
 from sst_merge.weights import applied
@@ -98,6 +98,8 @@ MORE_DIALS = (*DIALS, (1.0, 1.25))
 """For methods without a dial of their own."""
 ANSWERS_ONLY = "SST, answers only"
 """The default with whole refusals alone in the safety data, and no refusals of harmless prompts in the utility data."""
+TWO_POINTS = "SST two points"
+"""The default with Fisher matrices of two points: ``calibration.point: utility_and_merged``."""
 PRICES = ({"keep": {"soft": 100}}, {"keep": {"soft": 10}})
 VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 2}, PRICES),
@@ -114,6 +116,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
     ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    TWO_POINTS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     "SST damping 0.1": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 0.1}, PRICES),
     "SST damping 10": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 10}, PRICES),
     "SST damping 20": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 20}, PRICES),
@@ -122,12 +125,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
 DAMPINGS = ("SST damping 0.1", "SST damping 10")
-STRETCHED = {"SST damping 20": 2.0}
-"""Factor on the strengths of all trials of a variant: with more damping less of the safety update's effect is left."""
+STRETCHED = {"SST damping 20": 2.0, TWO_POINTS: 2.0}
+"""Factor on the strengths of all trials of a variant, of which less of the safety update's effect is left."""
 FISHER_MERGING = "Fisher merging"
 MAIN = ("SST", "task arithmetic", "TIES", "DARE")
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
-GROUPS = (MAIN, tuple(STRETCHED), DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
+GROUPS = (MAIN, *((name,) for name in STRETCHED), DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
 """In the order in which they are run: first what reads the same statistics, then what is calibrated anew."""
 
 
@@ -330,34 +333,45 @@ class Cell:
         }
 
     def statistics(self, base: Base, folder: Path, variants: Sequence[str]) -> dict[str, Statistics]:
-        """Measured at the utility adapter and kept in ``folder``; by variant."""
+        """Measured at the utility adapter, or at two points, and kept in ``folder``; by variant."""
         found: dict[str, Statistics] = {}
         for variant in variants:
             method, fixed, _ = VARIANTS[variant]
             harmful, useful = self.calibration_rows(variant)
-            data = self.calibration_sha256(variant)
-            found[variant] = Statistics(
-                {
-                    request: self.measured(
-                        base,
-                        request,
-                        folder / f"{request.statistic}_{request.span}_{str(data)[:16]}",
-                        [*harmful, *useful],
-                        len(harmful),
-                    )
-                    for request in METHODS[method].model_validate(fixed).requests()
-                }
-            )
+            rows, data = [*harmful, *useful], self.calibration_sha256(variant)
+            each: dict[Request, Any] = {}
+            for request in METHODS[method].model_validate(fixed).requests():
+                where = folder / f"{request.statistic}_{request.span}_{str(data)[:16]}"
+                each[request] = self.measured(base, request, where, rows, len(harmful))
+                if variant == TWO_POINTS:
+                    second = where.with_name(f"{where.name}_second")
+                    others = self.measured(base, request, second, rows, len(harmful), first=each[request])
+                    each[request] = PooledGradients((each[request], others))
+            found[variant] = Statistics(each)
         return found
 
-    def measured(self, base: Base, request: Request, where: Path, rows: list[Row], safety_samples: int) -> Any:
-        """One statistic; what is there is kept."""
+    def measured(
+        self,
+        base: Base,
+        request: Request,
+        where: Path,
+        rows: list[Row],
+        safety_samples: int,
+        first: SampleGradients | None = None,
+    ) -> Any:
+        """One statistic at the utility adapter, or at the second point after the ``first``; what is there is kept."""
         kind = STATISTICS[request.statistic]
         if not kind.is_complete(where):
             print(f"{self.name}: measuring {where.name}", flush=True)
             utility, safety = self.updates()
             samples, weights, count = distinct(encode_rows(base, rows), [row.weight for row in rows], safety_samples)
-            with applied(base, utility, "utility"):
+            point = utility
+            if first is not None:
+                known = Statistics({request: first})
+                point = merge_updates(
+                    second_point(request), utility, safety, known, seed=self.seed, reporter=SilentReporter()
+                ).updates
+            with applied(base, point, where.name):
                 kind.measure(
                     base,
                     patch_bases(safety, utility if request.span == "joint" else None),

@@ -204,6 +204,10 @@ class AdaptersConfig(Section):
         return " + ".join(f"{source.weight:g} * {source.path}" for source in sources)
 
 
+TWO_POINTS = "utility_and_merged"
+Point = Literal["utility", "midpoint", "base", "utility_and_merged"]
+
+
 class CalibrationConfig(Section):
     """The data on which both Fisher matrices are taken."""
 
@@ -222,8 +226,10 @@ class CalibrationConfig(Section):
     of safety's, drawn by its hash."""
     batch_size: int = Field(default=8, ge=1)
     """Samples per backward pass; memory grows with it."""
-    point: Literal["utility", "midpoint", "base"] = "utility"
-    """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base."""
+    point: Point = "utility"
+    """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base; or
+    the mean of those at base + U and of those at what SST's default settings merge from them (twice the time; with
+    strengths above 1)."""
     labels: Literal["data", "model"] = "data"
     """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
     store: Path | None = None
@@ -290,6 +296,12 @@ class RunConfig(Section):
         names = [self.method.name, *(method.name for method in self.comparisons)]
         if len(set(names)) != len(names):
             raise ValueError(f"each method can stand once, got {names}")
+        factored = [m.name for m in (self.method, *self.comparisons) if "kronecker_factors" in m.requires()]
+        if factored and self.calibration is not None and self.calibration.point == TWO_POINTS:
+            raise ValueError(
+                f"calibration.point {TWO_POINTS} pools per-sample gradients, and fisher kfac reads none; "
+                "use fisher exact or diagonal, or another point"
+            )
         if isinstance(self.rank, int) and self.rank < 1:
             raise ValueError(f"rank must be at least 1 or 'exact', got {self.rank}")
         return self

@@ -39,11 +39,17 @@ def launch(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]
     return ended
 
 
-@pytest.mark.parametrize("fisher", ["exact", "kfac"])
+@pytest.mark.parametrize(("fisher", "point"), [("exact", "utility_and_merged"), ("kfac", "utility")])
 def test_two_processes_give_the_statistics_and_the_adapter_of_one(
-    inputs: Path, base: Base, tmp_path: Path, fisher: str
+    inputs: Path, base: Base, tmp_path: Path, fisher: str, point: str
 ) -> None:
-    changes = {"method": {"name": "sst", "fisher": fisher}, "comparisons": None, "evaluation": None}
+    data = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("utility", "safety")}
+    changes = {
+        "method": {"name": "sst", "fisher": fisher},
+        "comparisons": None,
+        "evaluation": None,
+        "calibration": {**data, "batch_size": 3, "point": point},
+    }
     run_tiny(inputs, tmp_path / "one", base, **changes)
     file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "two", **changes)
     first, second = launch(2, "run", str(file))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import mpmath
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from sst_merge.linalg import Combination, Eigendirections, SampleSpace, eigendirections, patch_coordinates, steer_softly
 from sst_merge.methods import ModuleInputs, module_generator
 from sst_merge.methods.sst import Keep, Sst
+from sst_merge.statistics import PooledGradients
 from sst_merge.statistics.sample_gradients import patch_bases
 from tiny import gradients_from_rows, random_update
 
@@ -114,6 +116,33 @@ def test_directions_are_orthonormal_in_the_damped_utility_fisher_and_diagonalise
     np.testing.assert_allclose(vectors.T @ damped @ vectors, np.eye(len(found.values)), **ROUNDING)
     damped_safety = f_s + gamma * np.eye(case.coordinates)
     np.testing.assert_allclose(vectors.T @ damped_safety @ vectors, np.diag(found.values.numpy()), **ROUNDING)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "diagonal"])
+def test_two_points_steer_by_the_mean_of_their_dense_fisher_matrices(
+    tmp_path: Path, fisher: Literal["exact", "diagonal"]
+) -> None:
+    rng = torch.Generator().manual_seed(3)
+    utility, safety = random_update((6, 9), 2, seed=1), random_update((6, 9), 2, seed=2)
+    basis = patch_bases({"m": safety})["m"]
+    patch = patch_coordinates(safety, basis.q, basis.side).double().flatten().numpy()
+    points, dense_points = [], []
+    for number, scale in enumerate((1.0, 3.0)):
+        rows = scale * torch.randn(7, len(patch), generator=rng)
+        folder = tmp_path / f"{number}"
+        points.append(gradients_from_rows(folder, {"m": safety}, {"m": rows}, safety_samples=4))
+        j = rows.double().numpy()
+        dense_points.append((j[:4].T @ j[:4] / 4, j[4:].T @ j[4:] / 3))
+    f_s, f_u = (np.mean([point[side] for point in dense_points], axis=0) for side in (0, 1))
+    if fisher == "diagonal":
+        f_s, f_u = np.diag(np.diag(f_s)), np.diag(np.diag(f_u))
+    damped = f_s + 0.1 * np.trace(f_s) / len(patch) * np.eye(len(patch))
+    expected = np.linalg.solve(damped + 5.0 * f_u, damped @ patch)
+    method = Sst(fisher=fisher, keep=Keep(soft=5.0), damping_safety=0.1, utility_weight=0.0)
+    inputs = ModuleInputs("m", utility, safety, PooledGradients(tuple(points)))
+    merged = method.merge_module(inputs, None, module_generator(0, "m")).update
+    found = patch_coordinates(merged, basis.q, basis.side).double().flatten().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_case

@@ -201,6 +201,10 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
             "calibration: {safety: a, utility: b, harmless: {data: c, answer_column: d}}",
             "calibration: harmless: answer_column has no effect, since answers are not read; c has it",
         ),
+        (
+            "{method: {name: sst, fisher: kfac}, calibration: {safety: a, utility: b, point: utility_and_merged}}",
+            "calibration.point utility_and_merged pools per-sample gradients, and fisher kfac reads none; use fisher",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_named(tmp_path: Path, change: str, expected: str) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sst_merge.adapter import Update
 from sst_merge.linalg import PatchForm, Span
 from sst_merge.section import Number
-from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics import Gradients, KroneckerFactors, Request, Statistics
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ModuleInputs:
     name: str
     utility: Update
     safety: Update
-    gradients: SampleGradients | None = None
+    gradients: Gradients | None = None
     factors: KroneckerFactors | None = None
 
 

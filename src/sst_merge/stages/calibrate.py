@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -12,16 +12,27 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from sst_merge.adapter import Updates, concatenate
+from sst_merge.config import TWO_POINTS, Point
 from sst_merge.data import Row
 from sst_merge.inference import Encoded, encode
 from sst_merge.linalg import PatchForm
 from sst_merge.methods import module_generator
+from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
 from sst_merge.processes import Processes
-from sst_merge.progress import Reporter
+from sst_merge.progress import Reporter, SilentReporter
 from sst_merge.run_folder import canonical_sha256, require_free_space, versions
+from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan, describe, requests, rows_sha256
-from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics import (
+    STATISTICS,
+    Gradients,
+    KroneckerFactors,
+    PooledGradients,
+    Request,
+    SampleGradients,
+    Statistics,
+)
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import ALONE
 from sst_merge.weights import applied, check_modules
@@ -43,7 +54,19 @@ class LazyBase:
         return self.load()
 
 
-def statistics_folder(made: Plan, request: Request | None = None) -> Path | None:
+def statistics_folders(made: Plan) -> list[Path]:
+    """Where the statistics of a run are: a folder for each that its methods ask for, two where there are two points."""
+    calibration = made.config.calibration
+    if calibration is None:
+        return []
+    places = (False, True) if calibration.point == TWO_POINTS else (False,)
+    found = [
+        statistics_folder(made, request, is_second=second) for request in requests(made.config) for second in places
+    ]
+    return [folder for folder in found if folder is not None]
+
+
+def statistics_folder(made: Plan, request: Request | None = None, *, is_second: bool = False) -> Path | None:
     """Where a statistic is: named by the hash of everything it depends on; none if no method needs any.
 
     That is: base model and chat template, both adapters, the rows and their weights, the point of linearisation, the
@@ -54,6 +77,8 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
     Args:
         made: The run.
         request: Which statistic; the first one that the run needs when left out.
+        is_second: Of two points the second one, which depends on the statistic at the first. That one is the statistic
+            of ``point: utility``, in the same folder.
     """
     calibration = made.config.calibration
     request = request or next(iter(requests(made.config)), None)
@@ -74,20 +99,29 @@ def statistics_folder(made: Plan, request: Request | None = None) -> Path | None
             "point": point_weights(calibration.point, request.form),
             "labels": "data" if calibration.labels == "data" else ["model", made.config.seed],
             **made.identity["placement"],
+            **({"merged_by": second_point(request).model_dump(mode="json")} if is_second else {}),
         }
     )
     return (made.root / calibration.store if calibration.store else made.folder.statistics) / key[:16]
 
 
-def point_weights(point: Literal["utility", "midpoint", "base"], form: PatchForm) -> tuple[float, float]:
-    """Factors on the utility and on the safety update at the point of linearisation.
+def second_point(request: Request) -> Sst:
+    """What merges the adapters at the second of two points: the default settings, whatever the run's method has.
+
+    So price, keep rule, damping, strength and utility weight of a run can change without another calibration.
+    """
+    return Sst(span=request.span, patch=request.form)
+
+
+def point_weights(point: Point, form: PatchForm) -> tuple[float, float]:
+    """Factors on the utility and on the safety update at the point of linearisation, the first one of two.
 
     ``midpoint`` is half way from the utility model to the whole patch at strength 1: ``U + S/2`` for the patch ``S``,
     and ``U + (S - U)/2`` for ``S - U``.
     """
     if point == "midpoint":
         return (1.0, 0.5) if form == "add" else (0.5, 0.5)
-    return (1.0, 0.0) if point == "utility" else (0.0, 0.0)
+    return (0.0, 0.0) if point == "base" else (1.0, 0.0)
 
 
 def calibrate(made: Plan, base: LazyBase, reporter: Reporter, processes: Processes = ALONE) -> Statistics:
@@ -106,18 +140,36 @@ def calibrate(made: Plan, base: LazyBase, reporter: Reporter, processes: Process
         AdapterError: If an adapter cannot be read.
         ModelError: If the adapters do not fit the model.
     """
-    found: dict[Request, SampleGradients | KroneckerFactors] = {}
+    calibration = made.config.calibration
+    found: dict[Request, Gradients | KroneckerFactors] = {}
     for request in requests(made.config):
-        folder = statistics_folder(made, request)
-        assert folder is not None  # the configuration has a calibration section where a method needs one
-        kind = STATISTICS[request.statistic]
-        if not processes.from_first(kind.is_complete(folder)):
-            with _only_writer(made, folder, processes, reporter):
-                if not processes.from_first(kind.is_complete(folder)):  # another run may have finished it meanwhile
-                    with made.folder.timed("calibrate") if processes.is_first else nullcontext():
-                        _measure(made, base(), request, folder, reporter, processes)
-        found[request] = kind.load(folder)
+        first = found[request] = _measured(made, base, request, None, reporter, processes)
+        if calibration is not None and calibration.point == TWO_POINTS:
+            assert isinstance(first, SampleGradients)  # the configuration refuses other statistics here
+            second = _measured(made, base, request, first, reporter, processes)
+            assert isinstance(second, SampleGradients)
+            found[request] = PooledGradients((first, second))
     return Statistics(found)
+
+
+def _measured(
+    made: Plan,
+    base: LazyBase,
+    request: Request,
+    first: SampleGradients | None,
+    reporter: Reporter,
+    processes: Processes,
+) -> SampleGradients | KroneckerFactors:
+    """One statistic at one point, the second one where that at the ``first`` is given; what is finished is kept."""
+    folder = statistics_folder(made, request, is_second=first is not None)
+    assert folder is not None  # the configuration has a calibration section where a method needs one
+    kind = STATISTICS[request.statistic]
+    if not processes.from_first(kind.is_complete(folder)):
+        with _only_writer(made, folder, processes, reporter):
+            if not processes.from_first(kind.is_complete(folder)):  # another run may have finished it meanwhile
+                with made.folder.timed("calibrate") if processes.is_first else nullcontext():
+                    _measure(made, base(), request, first, folder, reporter, processes)
+    return kind.load(folder)
 
 
 @contextmanager
@@ -144,8 +196,16 @@ def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Repor
         lock.release()
 
 
-def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: Reporter, processes: Processes) -> None:
-    """Fill the folder of one statistic."""
+def _measure(
+    made: Plan,
+    base: Base,
+    request: Request,
+    first: SampleGradients | None,
+    folder: Path,
+    reporter: Reporter,
+    processes: Processes,
+) -> None:
+    """Fill the folder of one statistic at one point."""
     calibration = made.config.calibration
     assert calibration is not None
     rows = [*made.inputs.calibration_safety, *made.inputs.calibration_utility]
@@ -157,11 +217,16 @@ def _measure(made: Plan, base: Base, request: Request, folder: Path, reporter: R
         draws = label_draws(rows, samples, made.config.seed)
     else:
         samples, sample_weights, safety_samples = distinct(samples, sample_weights, safety_samples)
-    weights = point_weights(calibration.point, request.form)
-    with (
-        applied(base, _point(utility, safety, weights), made.where("utility")),
-        reporter.task(f"Calibrating: {TITLES[request.statistic]}", len(samples)) as advance,
-    ):
+    title = f"Calibrating: {TITLES[request.statistic]}"
+    if first is None:
+        point = _point(utility, safety, point_weights(calibration.point, request.form))
+    else:
+        title += ", second point"
+        statistics = Statistics({request: first})
+        point = merge_updates(
+            second_point(request), utility, safety, statistics, seed=made.config.seed, reporter=SilentReporter()
+        ).updates
+    with applied(base, point, made.where("utility")), reporter.task(title, len(samples)) as advance:
         STATISTICS[request.statistic].measure(
             base,
             patch_bases(safety, utility if request.span == "joint" else None),

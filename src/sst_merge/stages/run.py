@@ -11,10 +11,10 @@ from sst_merge.config import RunConfig, model_settings
 from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
 from sst_merge.processes import Processes, join_processes
 from sst_merge.progress import Reporter, SilentReporter
-from sst_merge.stages.calibrate import LazyBase, calibrate, statistics_folder
+from sst_merge.stages.calibrate import LazyBase, calibrate, statistics_folders
 from sst_merge.stages.evaluate import evaluate
 from sst_merge.stages.merge import merge
-from sst_merge.stages.plan import Plan, plan, requests, require_room, write_plan
+from sst_merge.stages.plan import Plan, plan, require_room, write_plan
 from sst_merge.stages.report import report
 
 STAGES = ("plan", "calibrate", "merge", "evaluate", "report")
@@ -56,7 +56,7 @@ def run(
         made = plan(config, root=root)
         advance(1)
     store = config.calibration.store if config.calibration else None  # others' statistics may be there
-    reusable = [store] if store else [f for request in requests(config) if (f := statistics_folder(made, request))]
+    reusable = [store] if store else statistics_folders(made)
     if processes.is_first:
         require_room(made, replace=replace, reusable=reusable)
     with made.folder.held() if processes.is_first else nullcontext():

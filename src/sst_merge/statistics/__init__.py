@@ -6,12 +6,16 @@ from pathlib import Path
 
 from sst_merge.linalg import PatchForm, Span
 from sst_merge.statistics.kronecker_factors import KroneckerFactors
-from sst_merge.statistics.sample_gradients import SampleGradients
+from sst_merge.statistics.sample_gradients import PooledGradients, SampleGradients
 
 STATISTICS: dict[str, type[SampleGradients] | type[KroneckerFactors]] = {
     "sample_gradients": SampleGradients,
     "kronecker_factors": KroneckerFactors,
 }
+
+
+Gradients = SampleGradients | PooledGradients
+"""Of every sample, at one point or at several."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,12 @@ class Request:
 class Statistics:
     """What a calibration measured, by what was asked for."""
 
-    found: Mapping[Request, SampleGradients | KroneckerFactors] = field(default_factory=dict)
+    found: Mapping[Request, Gradients | KroneckerFactors] = field(default_factory=dict)
 
-    def gradients(self, span: Span, form: PatchForm) -> SampleGradients | None:
+    def gradients(self, span: Span, form: PatchForm) -> Gradients | None:
         """Per-sample gradients in these coordinates, if they were measured."""
         found = self.found.get(Request("sample_gradients", span, form))
-        return found if isinstance(found, SampleGradients) else None
+        return None if isinstance(found, KroneckerFactors) else found
 
     def factors(self, span: Span, form: PatchForm) -> KroneckerFactors | None:
         """Kronecker factors in these coordinates, if they were measured."""
@@ -42,7 +46,12 @@ class Statistics:
 
     def folders(self) -> list[Path]:
         """Where they are, each folder once."""
-        return list(dict.fromkeys(each.folder for each in self.found.values()))
+        parts = [
+            part
+            for each in self.found.values()
+            for part in (each.points if isinstance(each, PooledGradients) else (each,))
+        ]
+        return list(dict.fromkeys(part.folder for part in parts))
 
 
-__all__ = ["STATISTICS", "KroneckerFactors", "Request", "SampleGradients", "Statistics"]
+__all__ = ["STATISTICS", "Gradients", "KroneckerFactors", "PooledGradients", "Request", "SampleGradients", "Statistics"]

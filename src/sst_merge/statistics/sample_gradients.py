@@ -309,5 +309,25 @@ class SampleGradients(Stored):
         return self._files[number].tensor(name)
 
 
+@dataclass(frozen=True)
+class PooledGradients:
+    """Gradients of the same samples at several points: each Fisher matrix is the mean of those at the points."""
+
+    points: tuple[SampleGradients, ...]
+    """Of one list of samples, in the same coordinates."""
+
+    def is_safety(self) -> Tensor:
+        """Boolean per row: whether its sample belongs to the safety data."""
+        return torch.cat([point.is_safety() for point in self.points])
+
+    def rows(self, name: str) -> Float[Tensor, "rows coordinates"]:
+        """``J`` of one module, point after point: those of each point divided by the root of their number; float32."""
+        return torch.cat([point.rows(name) for point in self.points]).mul_(len(self.points) ** -0.5)
+
+    def basis(self, name: str) -> PatchBasis:
+        """Coordinates of one module."""
+        return self.points[0].basis(name)
+
+
 def _batch_file(folder: Path, number: int) -> Path:
     return folder / f"batch-{number:04d}.safetensors"

@@ -14,6 +14,7 @@ from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
 from sst_merge.errors import RunFolderError
 from sst_merge.inference import encode
+from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_folder import RunFolder
@@ -24,10 +25,12 @@ from sst_merge.stages.calibrate import (
     encode_rows,
     label_draws,
     statistics_folder,
+    statistics_folders,
 )
+from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import plan, write_plan
 from sst_merge.stages.run import run
-from sst_merge.statistics import KroneckerFactors, SampleGradients, Statistics
+from sst_merge.statistics import KroneckerFactors, PooledGradients, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.weights import applied
 from tiny_run import run_config, write_rows
@@ -94,6 +97,59 @@ def test_the_gradients_are_those_at_the_point(
         torch.testing.assert_close(found.rows(name), expected.rows(name), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [{}, {"span": "joint", "patch": "interpolate"}], ids=str)
+def test_of_two_points_the_second_is_what_the_default_settings_merge_by_the_first(
+    inputs: Path, base: Base, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    settings = {**method, "keep": {"soft": 3}, "strength": 0.4, "utility_weight": 0.7}  # none of them moves the point
+    planned = made(inputs, tmp_path / "run", settings, point="utility_and_merged")
+    ((request, found),) = calibrated(planned, base).found.items()
+    assert isinstance(found, PooledGradients)
+    first, second = found.points
+    (alone,) = calibrated(made(inputs, tmp_path / "alone", method), base).found.values()
+    assert isinstance(alone, SampleGradients)
+    utility, safety = (read_adapter(inputs / name).updates for name in DATA)
+    merged = merge_updates(
+        Sst(**method), utility, safety, Statistics({request: alone}), seed=0, reporter=SilentReporter()
+    ).updates
+    rows = [*planned.inputs.calibration_safety, *planned.inputs.calibration_utility]
+    with applied(base, merged, "second point"):
+        expected = SampleGradients.measure(
+            base,
+            patch_bases(safety, utility if method else None),
+            encode_rows(base, rows),
+            tmp_path / "expected",
+            safety_samples=5,
+            weights=[1.0] * 10,
+            batch_size=3,
+        )
+    for name in utility:
+        assert first.rows(name).equal(alone.rows(name))
+        torch.testing.assert_close(second.rows(name), expected.rows(name), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(second.rows(name), first.rows(name), rtol=0.01)
+        means = [(one + other) / 2 for one, other in zip(fishers(first, name), fishers(second, name), strict=True)]
+        for pooled, mean in zip(fishers(found, name), means, strict=True):
+            torch.testing.assert_close(pooled, mean, rtol=1e-4, atol=1e-5 * float(mean.abs().max()))
+
+
+def test_two_points_take_the_first_from_where_it_is_and_no_setting_of_the_method_measures_again(
+    inputs: Path, base: Base, tmp_path: Path
+) -> None:
+    store = {"store": str(tmp_path / "store")}
+    calibrated(made(inputs, tmp_path / "one", **store), base)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*")}
+    both = made(inputs, tmp_path / "both", point="utility_and_merged", **store)
+    (pooled,) = calibrated(both, base).found.values()
+    assert isinstance(pooled, PooledGradients)
+    assert [point.folder for point in pooled.points] == statistics_folders(both)
+    assert statistics_folders(both)[0] in kept
+    assert all(file.stat().st_mtime_ns == then for file, then in kept.items() if file.is_file())
+    changed = {"keep": {"directions": 3}, "strength": 2.0, "damping_safety": 0.7, "fisher": "diagonal"}
+    other = made(inputs, tmp_path / "other", changed, point="utility_and_merged", **store)
+    write_plan(other, command="test")
+    assert calibrate(other, LazyBase(no_model), SilentReporter()).folders() == statistics_folders(both)
+
+
 def test_of_refusals_of_harmless_prompts_only_the_first_tokens_count_and_of_others_once_more(
     inputs: Path, base: Base, tmp_path: Path
 ) -> None:
@@ -131,6 +187,7 @@ def test_the_same_tokens_twice_are_one_sample_of_their_weights(
     rows = planned.inputs.calibration_safety
     rows += [replace(rows[-1], answer=f"{rows[-1].answer} and more", weight=2.0)]  # begins as the one before
     (found,) = calibrated(planned, base).found.values()
+    assert not isinstance(found, PooledGradients)
     assert found.safety_samples == len(rows) - 1
     assert found.weights[found.safety_samples - 1] == 3.0
     encoded = encode_rows(base, [*rows, *planned.inputs.calibration_utility])
@@ -150,7 +207,7 @@ def test_the_same_tokens_twice_are_one_sample_of_their_weights(
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
-def fishers(found: SampleGradients | KroneckerFactors, name: str) -> list[torch.Tensor]:
+def fishers(found: SampleGradients | PooledGradients | KroneckerFactors, name: str) -> list[torch.Tensor]:
     if isinstance(found, KroneckerFactors):
         return [factor for fisher in found.fishers(name) for factor in (fisher.left, fisher.right)]
     rows, is_safety = found.rows(name).double(), found.is_safety()

@@ -55,6 +55,9 @@ def test_sizes_follow_from_the_headers(inputs: Path) -> None:
     assert description["statistics_bytes"] == 4 * 10 * coordinates
     assert description["adapter_parameters"] == sum(7 * sum(module["shape"]) for module in modules.values())
     assert description["statistics_required"] == ["sample_gradients"]
+    calibration = {name: str(inputs / f"{name}_calibration.jsonl") for name in ("utility", "safety")}
+    two = describe(made(inputs, comparisons=None, calibration={**calibration, "point": "utility_and_merged"}))
+    assert two["statistics_bytes"] == 2 * description["statistics_bytes"]
 
 
 @pytest.mark.parametrize(
