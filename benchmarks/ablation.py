@@ -474,7 +474,11 @@ def merged(
 
 
 def evaluated(
-    base: Base, cell: Cell, wanted: dict[str, dict[str, set[str]]], statistics: dict[str, Statistics]
+    base: Base,
+    cell: Cell,
+    wanted: dict[str, dict[str, set[str]]],
+    statistics: dict[str, Statistics],
+    patches: dict[str, Merged],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Score what is not in ``<split>.jsonl`` yet, each model on all its splits at once, and read the files.
 
@@ -483,6 +487,7 @@ def evaluated(
         cell: Adapters and rows.
         wanted: By split (``validation``, ``test``) and key of a trial or an arm, which of ``text`` and ``likelihood``.
         statistics: Of the cell, by the variants that have data of their own.
+        patches: Steered patches that were made already, and where new ones go.
     """
     cell.folder().mkdir(parents=True, exist_ok=True)
     lines = {split: cell.lines(split) for split in wanted}
@@ -492,7 +497,6 @@ def evaluated(
             if rest := names - set(lines[split].get(key, {"measures": ()})["measures"]):
                 missing.setdefault(key, {})[split] = rest
     utility, safety = cell.updates()
-    patches: dict[str, Merged] = {}
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
     settings = {trial.key: trial for trial in trials()}
     rows = {split: cell.rows(split) for split in wanted}
@@ -548,8 +552,9 @@ def run_cell(base: Base, cell: Cell, variants: Sequence[str]) -> None:
     tried = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in trials(variants)}
     whole = {key: set(MEASURES) for key in (*ARMS, *tried)}
     paths = {key: set(MEASURES) for key in (*ARMS, *(key for name in variants for key in path_keys(tried, name)))}
-    found = evaluated(base, cell, {"validation": whole, "test": paths}, statistics)
-    evaluated(base, cell, {"test": wanted_on_test(found["validation"], variants)}, statistics)
+    patches: dict[str, Merged] = {}
+    found = evaluated(base, cell, {"validation": whole, "test": paths}, statistics, patches)
+    evaluated(base, cell, {"test": wanted_on_test(found["validation"], variants)}, statistics, patches)
 
 
 Lines = dict[str, dict[str, Any]]
