@@ -362,12 +362,12 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
     base = tiny_base(seed=5)
     cell = TinyCell(tmp_path, base)
     arms = {arm: {"likelihood"} for arm in ("base", "utility")}
-    first = ablation.evaluated(base, cell, {"test": arms}, {})["test"]
+    first = ablation.evaluated(base, cell, {"test": arms}, {}, {})["test"]
     assert first["base"]["scores"].keys() == {"utility", "refusal_nll", "utility_nll"}
     assert first["base"]["scores"]["utility"] == [0.0, 0.0]
     (trial,) = [t for t in ablation.trials(["task arithmetic"]) if t.settings["strength"] == 0.5]
     wanted = {**arms, "base": {"text", "likelihood"}, trial.key: {"text"}}
-    both = ablation.evaluated(base, cell, {"validation": {"base": {"text"}}, "test": wanted}, {})
+    both = ablation.evaluated(base, cell, {"validation": {"base": {"text"}}, "test": wanted}, {}, {})
     lines = both["test"]
     assert lines["utility"] == first["utility"]  # not measured again
     assert lines["base"]["measures"] == ["likelihood", "text"]
@@ -378,7 +378,7 @@ def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation
     assert ablation.recorded(tmp_path / "validation.jsonl") == both["validation"]
     with (tmp_path / "test.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"key": "torn')
-    more = ablation.evaluated(base, cell, {"test": {"safety": {"likelihood"}}}, {})["test"]
+    more = ablation.evaluated(base, cell, {"test": {"safety": {"likelihood"}}}, {}, {})["test"]
     assert ablation.recorded(tmp_path / "test.jsonl") == more == {**lines, "safety": more["safety"]}
 
 
