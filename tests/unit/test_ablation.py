@@ -25,6 +25,7 @@ from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
+from sst_merge.weights import applied
 from tiny import random_adapter, tiny_base
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -356,6 +357,51 @@ class TinyCell:
         del split
         asked = [Row("a", "What is this?", "Blue"), Row("b", "What is that, then?", "Red")]
         return {"refusal": [Row("c", "Do harm.", "No.")], "over_refusal": [Row("d", "Hi.", None)], "utility": asked}
+
+
+class CalibratedCell(TinyCell):
+    """A cell that measures as those of the ablation do."""
+
+    def calibration_sha256(self, variant: str) -> str:  # type: ignore[override]
+        return "0" * 64
+
+    def calibration_rows(self, _: str) -> tuple[list[Row], list[Row]]:
+        rows = self.rows("")
+        return rows["refusal"], rows["utility"]
+
+    def measured(self, *given: Any, **named: Any) -> Any:
+        return sys.modules["ablation"].Cell.measured(self, *given, **named)
+
+
+def test_the_variant_with_two_points_reads_the_first_statistic_of_the_default_and_one_at_its_merge(
+    ablation: ModuleType, tmp_path: Path
+) -> None:
+    base = tiny_base(seed=5)
+    cell = CalibratedCell(tmp_path, base)
+    ours, two = ("SST", ablation.TWO_POINTS)
+    found = ablation.Cell.statistics(cell, base, tmp_path, [ours, two])
+    ((request, alone),) = found[ours].found.items()
+    pooled = found[two].found[request]
+    assert [point.folder for point in pooled.points] == [
+        alone.folder,
+        alone.folder.with_name(f"{alone.folder.name}_second"),
+    ]
+    utility, safety = cell.updates()
+    point = merge_updates(METHODS["sst"](), utility, safety, found[ours], seed=0, reporter=SilentReporter()).updates
+    rows = [row for part in cell.calibration_rows("") for row in part]
+    with applied(base, point, "second"):
+        expected = SampleGradients.measure(
+            base,
+            patch_bases(safety),
+            [encode(base, row.prompt, row.answer) for row in rows],
+            tmp_path / "expected",
+            safety_samples=1,
+            weights=[1.0] * 3,
+            batch_size=16,
+        )
+    for name in safety:
+        torch.testing.assert_close(pooled.points[1].rows(name), expected.rows(name), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(expected.rows(name), alone.rows(name), rtol=0.01)
 
 
 def test_what_was_scored_is_not_scored_again_and_new_measures_are_added(ablation: ModuleType, tmp_path: Path) -> None:
