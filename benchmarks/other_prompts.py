@@ -84,20 +84,23 @@ def told(lines: Lines, names: dict[str, list[tuple[str, int]]]) -> Iterator[str]
     }
     tried = [method for method in METHODS if path_keys(lines, method)]
     for ours in tried[:-1]:
-        yield f"\n| harmful refused | {ours}: harmless refused | {BASELINE}: harmless refused"
-        yield " | difference, points |\n|---|---|---|---|\n"
+        others = [BASELINE] if ours == OURS else [BASELINE, OURS]
+        yield f"\n| harmful refused | {ours}: harmless refused | {BASELINE}: harmless refused | "
+        yield " | ".join(f"minus {other}, points" for other in others) + " |\n"
+        yield "|---|---|---|" + "---|" * len(others) + "\n"
         for target in TARGETS:
-            found = [at_equal_refusals(lines, method, target, draws) for method in (ours, BASELINE)]
+            found = {method: at_equal_refusals(lines, method, target, draws) for method in (ours, *others)}
             cells = [
                 f"{100 * each.rates['over_refusal'][0]:.1f}"
                 + ("" if each.is_known else f" in {each.is_reached.mean():.0%}")
                 if each.is_reached[0]
                 else "not reached"
-                for each in found
+                for each in (found[ours], found[BASELINE])
             ]
-            a, b = (each.rates["over_refusal"] for each in found)
-            difference = interval(a - b, 100, 1) if all(each.is_known for each in found) else ""
-            yield f"| {target:.0%} | " + " | ".join(cells) + f" | {difference} |\n"
+            for other in others:
+                a, b = (found[method].rates["over_refusal"] for method in (ours, other))
+                cells.append(interval(a - b, 100, 1) if found[ours].is_known and found[other].is_known else "")
+            yield f"| {target:.0%} | " + " | ".join(cells) + " |\n"
 
 
 def main() -> None:

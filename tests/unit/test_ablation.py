@@ -600,6 +600,18 @@ def test_prompts_of_other_people_are_compared_at_equal_refusals(ablation: Module
     lines["SST 2"] = {**lines["SST 2"], **answered(0.8, 0.3)}
     told = "".join(other.told({key: {"key": key, **line} for key, line in lines.items()}, names))
     assert "| 95% | not reached | 93.7 |  |" in told or "| 95% | not reached | 93.8 |  |" in told
+    for strength, (harmful, harmless) in enumerate([(0.6, 0.1), (1.0, 0.6)], start=1):
+        settings = {"utility_weight": 1.0, "strength": float(strength)}
+        lines[f"SST two points {strength}"] = {
+            **answered(harmful, harmless),
+            "variant": "SST two points",
+            "settings": settings,
+        }
+    lines["SST 2"] = {**lines["SST 2"], **answered(1.0, 0.3)}
+    told = "".join(other.told({key: {"key": key, **line} for key, line in lines.items()}, names))
+    assert "| SST two points: harmless refused | task arithmetic: harmless refused | minus task arithmetic" in told
+    row = next(line for line in told.splitlines() if line.startswith("| 80% | 35.0 | 75.0 |"))
+    assert re.fullmatch(r"\| 80% \| 35\.0 \| 75\.0 \| -40\.0 \[.*\] \| \+15\.0 \[.*\] \|", row)  # SST's own is 20.0
 
 
 @pytest.mark.parametrize("safety", ["balanced", "blunt"])
@@ -618,11 +630,16 @@ def test_the_table_of_other_prompts_in_the_documentation_is_that_of_the_scores(
         name, _, values = line.partition(" | ")
         shown = "safety adapter alone" if name == "safety" else name
         assert f"| {safety}: {shown} | {values}\n" in page
-    known = [line for line in equal.splitlines()[2:] if "[" in line]
-    assert len(known) >= 2
-    for line in known:
-        target, _, values = line.removeprefix("| ").partition("% | ")
-        assert f"| {target} % | {safety} | {values}\n" in page.replace("\u2212", "-")
+    page, known = page.replace("\u2212", "-"), 0
+    for part in equal.split("\n\n"):
+        head, _, *rows = part.strip().splitlines()
+        method = re.findall(r"refused \| (.*?): harmless", head)[0]
+        for row in (row for row in rows if "[" in row):
+            target, _, values = row.removeprefix("| ").partition("% | ")
+            prefix = "" if method == "SST" else f"{method.removeprefix('SST ')}: "
+            assert f"| {prefix}{target} % | {safety} | {values}\n" in page
+            known += 1
+    assert known >= 2
 
 
 def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleType) -> None:
