@@ -23,7 +23,7 @@ from sst_merge.processes import Processes
 from sst_merge.progress import Reporter, SilentReporter
 from sst_merge.run_folder import canonical_sha256, require_free_space, versions
 from sst_merge.stages.merge import merge_updates
-from sst_merge.stages.plan import Plan, describe, requests, rows_sha256
+from sst_merge.stages.plan import Plan, missing_statistics_bytes, requests, rows_sha256
 from sst_merge.statistics import (
     STATISTICS,
     Gradients,
@@ -182,7 +182,7 @@ def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Repor
     if made.config.calibration is None or made.config.calibration.store is None or not processes.is_first:
         yield
         return
-    require_free_space(folder, describe(made)["statistics_bytes"], "the statistics")
+    require_free_space(folder, missing_statistics_bytes(made, statistics_folders(made)), "the statistics")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     try:

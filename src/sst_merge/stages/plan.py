@@ -349,6 +349,12 @@ def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
     return total
 
 
+def missing_statistics_bytes(made: Plan, folders: Collection[Path]) -> int:
+    """What the run's statistics will still take, with what is in their ``folders`` already; at least 0."""
+    there = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    return max(0, describe(made)["statistics_bytes"] - there)
+
+
 def require_room(made: Plan, *, replace: bool = False, reusable: Collection[Path] = ()) -> None:
     """Refuse a new run that the disk is too small for, before anything of it is there.
 
@@ -362,13 +368,11 @@ def require_room(made: Plan, *, replace: bool = False, reusable: Collection[Path
     """
     if made.folder.manifest_file.is_file() and not replace:
         return
-    description = describe(made)
-    statistics, adapter = description["statistics_bytes"], 4 * description["adapter_parameters"] + 50_000_000
+    adapter = 4 * _adapter_parameters(made) + 50_000_000
     if made.config.calibration and made.config.calibration.store:
         require_free_space(made.config.output, adapter, "the adapter")
     else:
-        there = sum(file.stat().st_size for folder in reusable for file in folder.rglob("*") if file.is_file())
-        missing = max(0, statistics - there)
+        missing = missing_statistics_bytes(made, reusable)
         require_free_space(made.config.output, missing + adapter, "the statistics and the adapter")
 
 
