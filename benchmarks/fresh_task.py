@@ -1,10 +1,11 @@
-"""The tables of the blunt safety adapter in docs/results/fresh-task.md, from the scores beside it.
+"""The tables of the blunt safety adapter in docs/results/fresh-task.md, from the scores beside that page.
 
     python benchmarks/fresh_task.py
 
-Each line of the file is a merge with its settings, its calibration data and every prompt's score. Printed: the rates,
+Each line of a file is a merge with its settings, its calibration data and every prompt's score. Printed: the rates,
 and at equal refusals of the harmful prompts the share refused of the harmless ones, by straight lines between
-strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts.
+strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts. First of
+the merges with dampings and prices, then of those with Fisher matrices of one point and of two.
 """
 
 import json
@@ -15,23 +16,44 @@ from typing import Any
 import numpy as np
 from ablation_report import DRAWS, Matched, interval, matched, rate
 
-SCORES = Path(__file__).parents[1] / "docs" / "results" / "fresh_task" / "scores_blunt.jsonl"
+SCORES = Path(__file__).parents[1] / "docs" / "results" / "fresh_task"
 TARGETS = (0.2, 0.3, 0.5, 0.7, 0.8)
-BASELINE = ("task arithmetic", None, {})
-PATHS = (
-    ("SST, narrow", "narrow", {}),
-    ("SST, narrow, damping 20", "narrow", {"damping_safety": 20}),
-    ("SST, wide", "wide", {}),
-    ("SST, wide, damping 20", "wide", {"damping_safety": 20}),
+BASELINE = ("task arithmetic", None, {}, None)
+FIRST = ("SST, narrow", "narrow", {}, None)
+DAMPED = ("SST, narrow, damping 20", "narrow", {"damping_safety": 20}, None)
+DAMPINGS = (
+    FIRST,
+    DAMPED,
+    ("SST, wide", "wide", {}, None),
+    ("SST, wide, damping 20", "wide", {"damping_safety": 20}, None),
 )
-"""Title, calibration data and settings of each path of strengths."""
+POINTS = tuple(
+    (f"SST, {data}, {points} point{'s' * (points == 'two')}", data, {}, points)
+    for data in ("narrow", "wide")
+    for points in ("one", "two")
+)
+"""Title, calibration data, settings and points of each path of strengths."""
+DAMPED_LESS_FIRST = ("narrow, damping 20 - 2", 1, 0)
+TWO_LESS_ONE = [("narrow, two - one", 1, 0), ("wide, two - one", 3, 2)]
 DEFAULTS = {"price": 100, "damping_safety": 2}
 Line = dict[str, Any]
+PathOf = tuple[str, str | None, dict[str, Any], str | None]
 
 
-def recorded() -> list[Line]:
-    """The lines of the file."""
-    return [json.loads(line) for line in SCORES.read_text(encoding="utf-8").splitlines()]
+def recorded(name: str) -> list[Line]:
+    """The lines of a file."""
+    return [json.loads(line) for line in (SCORES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def rates_by_points(lines: Sequence[Line]) -> Iterator[str]:
+    """A row for each merge, by the points of its Fisher matrices."""
+    yield "| merge | calibrated | points | strength | refuses harmful | refuses harmless | task right |\n"
+    yield "|---|---|---|---|---|---|---|\n"
+    for line in lines:
+        cells = [line["merge"].replace("_", " ").replace("sst", "SST"), line.get("calibration", "")]
+        cells += [line.get("points", ""), f"{line['settings']['strength']:g}" if line["settings"] else ""]
+        cells += [f"{100 * rate(line, task):.1f}" for task in ("refusal", "over_refusal")]
+        yield "| " + " | ".join([*cells, f"{100 * rate(line, 'utility'):.0f}"]) + " |\n"
 
 
 def rates(lines: Sequence[Line]) -> Iterator[str]:
@@ -52,8 +74,16 @@ def rates(lines: Sequence[Line]) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |\n"
 
 
-def at_equal_refusals(lines: Sequence[Line]) -> Iterator[str]:
-    """Harmless prompts refused by each path, and minus plain addition's."""
+def at_equal_refusals(
+    lines: Sequence[Line], paths: Sequence[PathOf], compared: Sequence[tuple[str, int, int]]
+) -> Iterator[str]:
+    """Harmless prompts refused by each path, and minus plain addition's.
+
+    Args:
+        lines: Of one file.
+        paths: What goes along strengths.
+        compared: Title of a difference, and the places of its two paths.
+    """
     rng = np.random.default_rng(0)
     sizes = {task: len(lines[0]["scores"][task]) for task in ("refusal", "over_refusal")}
     draws = {task: np.vstack([np.arange(n), rng.integers(n, size=(DRAWS, n))]) for task, n in sizes.items()}
@@ -64,31 +94,38 @@ def at_equal_refusals(lines: Sequence[Line]) -> Iterator[str]:
             return np.zeros(1 + DRAWS)
         return np.array(chosen[0]["scores"][task])[draws[task]].mean(axis=1)
 
-    def point(title: str, calibration: str | None, settings: dict[str, Any], target: float) -> Matched:
+    def point(
+        title: str, calibration: str | None, settings: dict[str, Any], points: str | None, target: float
+    ) -> Matched:
         name = title.partition(",")[0].replace(" ", "_").lower()
         path = [
             line
             for line in lines
-            if (line["merge"], line.get("calibration")) == (name, calibration)
+            if (line["merge"], line.get("calibration"), line.get("points")) == (name, calibration, points)
             and {key: value for key, value in line["settings"].items() if key != "strength"} == settings
         ]
         path.sort(key=lambda line: line["settings"]["strength"])
         return matched([[utility], *([line] for line in path)], target, mean)
 
-    yield "| harmful refused | task arithmetic | " + " | ".join(title for title, *_ in PATHS)
-    yield " | narrow, damping 20 - 2 |\n|---|" + "---|" * (2 + len(PATHS)) + "\n"
+    heads = [*(title for title, *_ in paths), *(title for title, *_ in compared)]
+    yield "| harmful refused | task arithmetic | " + " | ".join(heads)
+    yield " |\n|---|---|" + "---|" * len(heads) + "\n"
     for target in TARGETS:
-        theirs, *ours = (point(*path, target) for path in (BASELINE, *PATHS))
+        theirs, *ours = (point(*path, target) for path in (BASELINE, *paths))
         over = [each.rates["over_refusal"] for each in ours]
         cells = [f"{100 * theirs.rates['over_refusal'][0]:.1f}"]
         for each, refused in zip(ours, over, strict=True):
             difference = interval(refused - theirs.rates["over_refusal"], 100, 1)
             reached = f"reached by {each.is_reached.mean():.0%} of the draws"
             cells.append(f"{100 * refused[0]:.1f}, {difference}" if each.is_known else reached)
-        cells.append(interval(over[1] - over[0], 100, 1) if ours[0].is_known and ours[1].is_known else "")
+        for _, i, j in compared:
+            is_known = ours[i].is_known and ours[j].is_known
+            cells.append(interval(over[i] - over[j], 100, 1) if is_known else "")
         yield f"| {target:.0%} | " + " | ".join(cells) + " |\n"
 
 
 if __name__ == "__main__":
-    found = recorded()
-    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found)))
+    found = recorded("scores_blunt")
+    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DAMPINGS, [DAMPED_LESS_FIRST])))
+    found = recorded("scores_two_points")
+    print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, POINTS, TWO_LESS_ONE)))

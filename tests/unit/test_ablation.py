@@ -645,7 +645,10 @@ def test_the_table_of_other_prompts_in_the_documentation_is_that_of_the_scores(
 def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleType) -> None:
     fresh = importlib.import_module("fresh_task")
     page = (STORED.parent / "fresh-task.md").read_text(encoding="utf-8")
-    lines = fresh.recorded()
+    lines = fresh.recorded("scores_blunt")
     assert len(lines) == 32
     assert "".join(fresh.rates(lines)) in page
-    assert "".join(fresh.at_equal_refusals(lines)) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.DAMPINGS, [fresh.DAMPED_LESS_FIRST])) in page
+    lines = fresh.recorded("scores_two_points")
+    assert "".join(fresh.rates_by_points(lines)) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.POINTS, fresh.TWO_LESS_ONE)) in page
