@@ -20,7 +20,7 @@ from sst_merge.methods import module_generator
 from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
 from sst_merge.processes import Processes
-from sst_merge.progress import Reporter, SilentReporter
+from sst_merge.progress import Reporter
 from sst_merge.run_folder import canonical_sha256, require_free_space, versions
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan, missing_statistics_bytes, requests, rows_sha256
@@ -224,7 +224,7 @@ def _measure(
         title += ", second point"
         statistics = Statistics({request: first})
         point = merge_updates(
-            second_point(request), utility, safety, statistics, seed=made.config.seed, reporter=SilentReporter()
+            second_point(request), utility, safety, statistics, seed=made.config.seed, reporter=reporter
         ).updates
     with applied(base, point, made.where("utility")), reporter.task(title, len(samples)) as advance:
         STATISTICS[request.statistic].measure(
