@@ -164,6 +164,15 @@ def test_a_comparison_that_merges_nothing_is_invalid_and_leaves_the_merge_its_ve
     assert not codes["merged"].startswith("INVALID")
     values = {(entry["arm"], entry["value"] is None) for entry in results["estimates"]}
     assert {("merged", False), ("task_arithmetic", True)} <= values
+    assert results["run"]["calibration"] == {
+        "safety": f"{inputs / 'safety_calibration.jsonl'} (all)",
+        "utility": f"{inputs / 'utility_calibration.jsonl'} (all)",
+        "harmless": None,
+        "safety_samples": 5,
+        "utility_samples": 5,
+        "point": "utility",
+        "labels": "data",
+    }
 
 
 def test_a_safety_adapter_of_zeros_gives_no_result(inputs: Path, base: Base, tmp_path: Path) -> None:

@@ -231,6 +231,15 @@ def make_results():
             "safety": "examples/adapters/safety",
             "method": {"name": "sst", "fisher": "exact", "keep": {"soft": 10}, "strength": 1.0},
             "comparisons": [{"name": "task_arithmetic", "strength": 1.5}],
+            "calibration": {
+                "safety": "harmful.jsonl (calibration)",
+                "utility": "task.jsonl (all), everyday.jsonl (all)",
+                "harmless": None,
+                "safety_samples": 128,
+                "utility_samples": 64,
+                "point": "utility",
+                "labels": "data",
+            },
             "seed": 0,
             "device": "cpu",
             "dtype": "float32",
@@ -523,6 +532,16 @@ def test_provenance_has_the_settings_of_every_merge(results, render):
     text = html.unescape(render(results))
     assert 'sst (fisher = exact; keep = {"soft": 10}; strength = 1.0)' in text
     assert "task_arithmetic (strength = 1.5)" in text
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown])
+def test_provenance_says_what_was_calibrated_on_and_where(results, render):
+    told = "128 + 64 samples; safety: harmful.jsonl (calibration); utility: task.jsonl (all), everyday.jsonl (all); "
+    assert f"{told}point = utility; labels = data" in html.unescape(render(results))
+    results["run"]["calibration"]["harmless"] = "hello.jsonl (all)"
+    assert f"{told}harmless: hello.jsonl (all); point" in html.unescape(render(results))
+    results["run"]["calibration"] = None  # a method that reads no data
+    assert "Calibration" not in render(results)
 
 
 @pytest.mark.parametrize("render", [render_html, render_markdown])

@@ -391,6 +391,13 @@ def _method(settings: dict[str, Any]) -> str:
     return f"{name} ({parameters})" if parameters else name
 
 
+def _calibration(settings: dict[str, Any]) -> str:
+    """Samples, data sets and where the Fisher matrices were taken."""
+    data = [f"{use}: {settings[use]}" for use in ("safety", "utility", "harmless") if settings.get(use)]
+    samples = f"{settings.get('safety_samples')} + {settings.get('utility_samples')} samples"
+    return "; ".join([samples, *data, *(f"{key} = {settings.get(key)}" for key in ("point", "labels"))])
+
+
 def _provenance(run: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("Created", run.get("created")),
@@ -399,6 +406,7 @@ def _provenance(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("Safety adapter", run.get("safety")),
         ("Method", _method(run.get("method") or {})),
         *(("Comparison", _method(settings)) for settings in run.get("comparisons") or []),
+        *([("Calibration", _calibration(run["calibration"]))] if run.get("calibration") else []),
         ("Seed", run.get("seed")),
         ("Device and type", f"{run.get('device') or DASH}, {run.get('dtype') or DASH}"),
         ("Run folder", run.get("output")),

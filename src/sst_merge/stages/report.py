@@ -11,14 +11,14 @@ from safetensors import safe_open
 
 from sst_merge.adapter_io import folder_sha256
 from sst_merge.config import TaskConfig
-from sst_merge.data import Row
+from sst_merge.data import DataSource, Row
 from sst_merge.errors import ConfigError, RunFolderError
 from sst_merge.estimates import Estimate, mean, paired_difference, proportion
 from sst_merge.rendering import SCHEMA, render_html, render_markdown
 from sst_merge.run_folder import RunFolder
 from sst_merge.safety_tax import Evidence, PairedScores, safety_tax, withheld
 from sst_merge.stages.evaluate import arm_names
-from sst_merge.stages.plan import Plan
+from sst_merge.stages.plan import Plan, requests
 from sst_merge.tasks import Measure, Task
 from sst_merge.tasks.judges import is_incoherent
 from sst_merge.wheels import replace_file
@@ -190,6 +190,7 @@ def _run(made: Plan, records: Records, manifest: dict[str, Any]) -> dict[str, An
         "safety": made.config.adapters.described("safety"),
         "method": made.config.method.model_dump(mode="json", exclude_none=True),
         "comparisons": [method.model_dump(mode="json", exclude_none=True) for method in made.config.comparisons],
+        "calibration": _calibration(made),
         "seed": made.config.seed,
         "device": f"{first['device']}, {threads} thread(s), {manifest['machine']['processor']}",
         "dtype": first["dtype"],
@@ -198,6 +199,25 @@ def _run(made: Plan, records: Records, manifest: dict[str, Any]) -> dict[str, An
         "fallbacks": manifest["fallbacks"],
         "notes": list(made.notes),
     }
+
+
+def _calibration(made: Plan) -> dict[str, Any] | None:
+    """What the statistics were measured on; ``None`` if no method reads any."""
+    calibration = made.config.calibration
+    if calibration is None or not requests(made.config):
+        return None
+    return {
+        **{use: _named(getattr(calibration, use)) for use in ("safety", "utility", "harmless")},
+        "safety_samples": len(made.inputs.calibration_safety),
+        "utility_samples": len(made.inputs.calibration_utility),
+        "point": calibration.point,
+        "labels": calibration.labels,
+    }
+
+
+def _named(sources: list[DataSource] | None) -> str | None:
+    """Data sets with their splits, in one line."""
+    return ", ".join(f"{source.data} ({source.split})" for source in sources) if sources else None
 
 
 def _label(made: Plan, arm: str) -> str:
@@ -222,7 +242,7 @@ def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
         "name": config.task,
         "family": task.family,
         "title": config.title or task.title,
-        "data": ", ".join(f"{source.data} ({source.split})" for source in config.data or []) or "from the hub",
+        "data": _named(config.data) or "from the hub",
         "n": len(made.inputs.evaluation[config.task]),
         "judge": task.judge.name if task.judge else None,
         "judge_validated": task.judge.is_validated if task.judge else None,

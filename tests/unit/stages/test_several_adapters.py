@@ -153,7 +153,9 @@ def test_report_and_model_card_name_the_sum(several: Path, base: Base, tmp_path:
         several, tmp_path / "run", base, adapters=sums(several), method={"name": "task_arithmetic"}, comparisons=[]
     )
     expected = f"1 * {several / 'utility'} + 0.5 * {several / 'utility2'}"
-    assert numbers(tmp_path / "run")["run"]["utility"] == expected
+    provenance = numbers(tmp_path / "run")["run"]
+    assert provenance["utility"] == expected
+    assert provenance["calibration"] is None  # no method reads any, whatever data are given
     assert expected in (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     arm = json.loads((tmp_path / "run" / "scores" / "utility" / "arm.json").read_text(encoding="utf-8"))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
