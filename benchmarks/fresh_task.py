@@ -27,14 +27,18 @@ DAMPINGS = (
     ("SST, wide", "wide", {}, None),
     ("SST, wide, damping 20", "wide", {"damping_safety": 20}, None),
 )
-POINTS = tuple(
-    (f"SST, {data}, {points} point{'s' * (points == 'two')}", data, {}, points)
-    for data in ("narrow", "wide")
-    for points in ("one", "two")
+ANY_WORDING = ("SST, wide, any wording, one point", "wide, any wording", {}, "one")
+POINTS = (
+    *(
+        (f"SST, {data}, {points} point{'s' * (points == 'two')}", data, {}, points)
+        for data in ("narrow", "wide")
+        for points in ("one", "two")
+    ),
+    ANY_WORDING,
 )
 """Title, calibration data, settings and points of each path of strengths."""
 DAMPED_LESS_FIRST = ("narrow, damping 20 - 2", 1, 0)
-TWO_LESS_ONE = [("narrow, two - one", 1, 0), ("wide, two - one", 3, 2)]
+TWO_LESS_ONE = [("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2)]
 DEFAULTS = {"price": 100, "damping_safety": 2}
 Line = dict[str, Any]
 PathOf = tuple[str, str | None, dict[str, Any], str | None]

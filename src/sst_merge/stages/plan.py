@@ -539,10 +539,19 @@ def _harmless_notes(calibration: CalibrationConfig, inputs: Inputs) -> list[str]
     """What a reader should know about prompts that must not be refused."""
     if calibration.harmless is None:
         return ["calibration.harmless is not given: no data say which prompts must not be refused"]
-    wanted, found = calibration.refusals_per_prompt, len(_answers(inputs.calibration_safety))
-    if found < wanted:
-        return [f"calibration.refusals_per_prompt is {wanted}, and calibration.safety has {found} different answers"]
-    return []
+    notes, known = [], _answers(inputs.calibration_safety)
+    if len(known) < calibration.refusals_per_prompt:
+        notes.append(
+            f"calibration.refusals_per_prompt is {calibration.refusals_per_prompt}, and calibration.safety has "
+            f"{len(known)} different answers"
+        )
+    if others := _answers([row for row in inputs.calibration_utility if row.answer_tokens is not None]) - known:
+        notes.append(
+            f"calibration.harmless has {len(others)} refusal(s) that no prompt of calibration.safety has "
+            f"({min(others)!r}); harmful prompts may be refused less for it. Leave out answers there to take those of "
+            "calibration.safety"
+        )
+    return notes
 
 
 def rows_sha256(rows: list[Row]) -> str:

@@ -215,6 +215,13 @@ def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inpu
     assert drawn.prompt == "Which day is it, drawn?"
     assert drawn.answer in {row.answer for row in before.calibration_safety}
     assert (refused.answer, refused.answer_tokens, drawn.answer_tokens) == ("I can't say.", 6, 6)
+    foreign = (
+        'calibration.harmless has 1 refusal(s) that no prompt of calibration.safety has ("I can\'t say."); harmful '
+        "prompts may be refused less for it. Leave out answers there to take those of calibration.safety"
+    )
+    assert foreign in planned.notes
+    alike = made(inputs, calibration={**calibration, "harmless": str(tmp_path / "drawn.jsonl")})
+    assert not [note for note in alike.notes if "calibration.harmless has" in note]
     three = made(inputs, calibration={**calibration, "first_tokens": 3}).inputs
     assert {row.answer_tokens for row in three.calibration_safety} == {None, 3}
     assert made(inputs, calibration={**calibration, "first_tokens": 3}).identity != planned.identity
