@@ -37,7 +37,7 @@ from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import folder_sha256, read_adapter, training_rows
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.config import TrainConfig, load_config
-from sst_merge.data import DataSource, Row, check_disjoint, content_id, load_rows
+from sst_merge.data import DataSource, Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.inference import (
     Batch,
     ReadPrompts,
@@ -98,6 +98,8 @@ MORE_DIALS = (*DIALS, (1.0, 1.25))
 """For methods without a dial of their own."""
 ANSWERS_ONLY = "SST, answers only"
 """The default with whole refusals alone in the safety data, and no refusals of harmless prompts in the utility data."""
+OWN_REFUSALS = "SST, refusals of harmful prompts"
+"""The default with harmless prompts refused in words of the harmful ones, as a run file without ``answers`` has it."""
 TWO_POINTS = "SST two points"
 """The default with Fisher matrices of two points: ``calibration.point: utility_and_merged``."""
 PRICES = ({"keep": {"soft": 100}}, {"keep": {"soft": 10}})
@@ -117,6 +119,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST none": ("sst", {"fisher": "none"}, PRICES),
     ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     TWO_POINTS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
+    OWN_REFUSALS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     "SST damping 0.1": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 0.1}, PRICES),
     "SST damping 10": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 10}, PRICES),
     "SST damping 20": ("sst", {"fisher": "exact", "scope": "module", "damping_safety": 20}, PRICES),
@@ -130,7 +133,15 @@ STRETCHED = {"SST damping 20": 2.0, TWO_POINTS: 2.0}
 FISHER_MERGING = "Fisher merging"
 MAIN = ("SST", "task arithmetic", "TIES", "DARE")
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
-GROUPS = (MAIN, *((name,) for name in STRETCHED), DAMPINGS, (FISHER_MERGING,), (ANSWERS_ONLY,), STRUCTURES)
+GROUPS = (
+    MAIN,
+    *((name,) for name in STRETCHED),
+    DAMPINGS,
+    (FISHER_MERGING,),
+    (ANSWERS_ONLY,),
+    (OWN_REFUSALS,),
+    STRUCTURES,
+)
 """In the order in which they are run: first what reads the same statistics, then what is calibrated anew."""
 
 
@@ -283,17 +294,20 @@ class Cell:
         useful += self.drawn(EVERYDAY, "calibration", count - task)
         if variant == ANSWERS_ONLY:
             return harmful, useful
+        is_own = variant == OWN_REFUSALS
         refused = [
             row
             for data in (PROMPTS, REQUESTS)
             for row in load_rows(
-                DataSource(data=data, split="calibration", answers=REFUSALS),
+                DataSource(data=data, split="calibration", answers=None if is_own else REFUSALS),
                 seed=self.seed,
                 root=ROOT,
-                needs_answer=True,
+                needs_answer=not is_own,
                 key="ablation",
             )
         ]
+        if is_own:
+            refused = with_answers(refused, sorted({str(row.answer) for row in harmful}))
         return contrasted(harmful, useful, refused, first_tokens=FIRST_TOKENS, per_prompt=REFUSALS_PER_PROMPT)
 
     def check_disjoint(self, others: dict[str, list[Row]] | None = None) -> None:

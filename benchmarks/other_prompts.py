@@ -20,7 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import BASE_MODEL, ROOT, SIZES, STRETCHED, Merged, append, cells_of, merged, recorded, scored, trials
+from ablation import (
+    BASE_MODEL,
+    OWN_REFUSALS,
+    ROOT,
+    SIZES,
+    STRETCHED,
+    Merged,
+    append,
+    cells_of,
+    merged,
+    recorded,
+    scored,
+    trials,
+)
 from ablation_report import ARMS, DRAWS, OURS, Matched, interval, matched, path_keys, rate
 
 from sst_merge.adapter import Updates
@@ -31,7 +44,7 @@ from sst_merge.stages.plan import rows_sha256
 from sst_merge.weights import applied
 
 BASELINE = "task arithmetic"
-METHODS = (OURS, *STRETCHED, BASELINE)
+METHODS = (OURS, *STRETCHED, OWN_REFUSALS, BASELINE)
 TARGETS = (0.6, 0.7, 0.8, 0.95)
 BEYOND = (2.5, 3.0)
 """Strengths beside those of the ablation, whose highest, 2, need not be enough for prompts unlike the calibration's."""
