@@ -548,8 +548,8 @@ def _harmless_notes(calibration: CalibrationConfig, inputs: Inputs) -> list[str]
     if others := _answers([row for row in inputs.calibration_utility if row.answer_tokens is not None]) - known:
         notes.append(
             f"calibration.harmless has {len(others)} refusal(s) that no prompt of calibration.safety has "
-            f"({min(others)!r}); harmful prompts may be refused less for it. Leave out answers there to take those of "
-            "calibration.safety"
+            f"({min(others)!r}); at equal strength harmful prompts may be refused less for it. Without answers there, "
+            "those of calibration.safety are taken"
         )
     return notes
 

@@ -216,8 +216,9 @@ def test_harmless_prompts_are_refused_in_calibration_and_first_tokens_count(inpu
     assert drawn.answer in {row.answer for row in before.calibration_safety}
     assert (refused.answer, refused.answer_tokens, drawn.answer_tokens) == ("I can't say.", 6, 6)
     foreign = (
-        'calibration.harmless has 1 refusal(s) that no prompt of calibration.safety has ("I can\'t say."); harmful '
-        "prompts may be refused less for it. Leave out answers there to take those of calibration.safety"
+        'calibration.harmless has 1 refusal(s) that no prompt of calibration.safety has ("I can\'t say."); at equal '
+        "strength harmful prompts may be refused less for it. Without answers there, those of calibration.safety are "
+        "taken"
     )
     assert foreign in planned.notes
     alike = made(inputs, calibration={**calibration, "harmless": str(tmp_path / "drawn.jsonl")})
