@@ -379,12 +379,7 @@ class Cell:
             print(f"{self.name}: measuring {where.name}", flush=True)
             utility, safety = self.updates()
             samples, weights, count = distinct(encode_rows(base, rows), [row.weight for row in rows], safety_samples)
-            point = utility
-            if first is not None:
-                known = Statistics({request: first})
-                point = merge_updates(
-                    second_point(request), utility, safety, known, seed=self.seed, reporter=SilentReporter()
-                ).updates
+            point = utility if first is None else second_point(request, first, utility, safety, SilentReporter())
             with applied(base, point, where.name):
                 kind.measure(
                     base,

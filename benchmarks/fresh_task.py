@@ -19,26 +19,23 @@ from ablation_report import DRAWS, Matched, interval, matched, rate
 SCORES = Path(__file__).parents[1] / "docs" / "results" / "fresh_task"
 TARGETS = (0.2, 0.3, 0.5, 0.7, 0.8)
 BASELINE = ("task arithmetic", None, {}, None)
-FIRST = ("SST, narrow", "narrow", {}, None)
-DAMPED = ("SST, narrow, damping 20", "narrow", {"damping_safety": 20}, None)
 DAMPINGS = (
-    FIRST,
-    DAMPED,
+    ("SST, narrow", "narrow", {}, None),
+    ("SST, narrow, damping 20", "narrow", {"damping_safety": 20}, None),
     ("SST, wide", "wide", {}, None),
     ("SST, wide, damping 20", "wide", {"damping_safety": 20}, None),
 )
-ANY_WORDING = ("SST, wide, any wording, one point", "wide, any wording", {}, "one")
 POINTS = (
-    *(
-        (f"SST, {data}, {points} point{'s' * (points == 'two')}", data, {}, points)
-        for data in ("narrow", "wide")
-        for points in ("one", "two")
-    ),
-    ANY_WORDING,
+    ("SST, narrow, one point", "narrow", {}, "one"),
+    ("SST, narrow, two points", "narrow", {}, "two"),
+    ("SST, wide, one point", "wide", {}, "one"),
+    ("SST, wide, two points", "wide", {}, "two"),
+    ("SST, wide, any wording, one point", "wide, any wording", {}, "one"),
 )
 """Title, calibration data, settings and points of each path of strengths."""
-DAMPED_LESS_FIRST = ("narrow, damping 20 - 2", 1, 0)
-TWO_LESS_ONE = [("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2)]
+OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
+OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
+"""Differences that are shown: title, and the places of the two paths."""
 DEFAULTS = {"price": 100, "damping_safety": 2}
 Line = dict[str, Any]
 PathOf = tuple[str, str | None, dict[str, Any], str | None]
@@ -130,6 +127,6 @@ def at_equal_refusals(
 
 if __name__ == "__main__":
     found = recorded("scores_blunt")
-    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DAMPINGS, [DAMPED_LESS_FIRST])))
+    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DAMPINGS, OF_DAMPINGS)))
     found = recorded("scores_two_points")
-    print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, POINTS, TWO_LESS_ONE)))
+    print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, POINTS, OF_POINTS)))

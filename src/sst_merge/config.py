@@ -204,7 +204,6 @@ class AdaptersConfig(Section):
         return " + ".join(f"{source.weight:g} * {source.path}" for source in sources)
 
 
-TWO_POINTS = "utility_and_merged"
 Point = Literal["utility", "midpoint", "base", "utility_and_merged"]
 
 
@@ -228,12 +227,17 @@ class CalibrationConfig(Section):
     """Samples per backward pass; memory grows with it."""
     point: Point = "utility"
     """Weights at which the Fisher matrices are taken: base + U; half way from there to the patched model; the base; or
-    the mean of those at base + U and of those at what SST's default settings merge from them (twice the time; with
-    strengths above 1)."""
+    the mean of those at base + U and of those at what SST's default settings merge from them (twice the time; strength
+    mostly has to be higher)."""
     labels: Literal["data", "model"] = "data"
     """Answer tokens that count: the data's (empirical Fisher), or drawn from the model by the seed (true Fisher)."""
     store: Path | None = None
     """Folder of statistics that runs share; the run's own folder when left out. It decides no number."""
+
+    @property
+    def has_two_points(self) -> bool:
+        """Whether every sample is measured at two points."""
+        return self.point == "utility_and_merged"
 
     @model_validator(mode="after")
     def _has_harmless_prompts(self) -> "CalibrationConfig":
@@ -296,10 +300,10 @@ class RunConfig(Section):
         names = [self.method.name, *(method.name for method in self.comparisons)]
         if len(set(names)) != len(names):
             raise ValueError(f"each method can stand once, got {names}")
-        factored = [m.name for m in (self.method, *self.comparisons) if "kronecker_factors" in m.requires()]
-        if factored and self.calibration is not None and self.calibration.point == TWO_POINTS:
+        is_factored = any("kronecker_factors" in method.requires() for method in (self.method, *self.comparisons))
+        if is_factored and self.calibration is not None and self.calibration.has_two_points:
             raise ValueError(
-                f"calibration.point {TWO_POINTS} pools per-sample gradients, and fisher kfac reads none; "
+                f"calibration.point {self.calibration.point} pools per-sample gradients, and fisher kfac reads none; "
                 "use fisher exact or diagonal, or another point"
             )
         if isinstance(self.rank, int) and self.rank < 1:

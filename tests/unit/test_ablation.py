@@ -648,7 +648,7 @@ def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleTy
     lines = fresh.recorded("scores_blunt")
     assert len(lines) == 32
     assert "".join(fresh.rates(lines)) in page
-    assert "".join(fresh.at_equal_refusals(lines, fresh.DAMPINGS, [fresh.DAMPED_LESS_FIRST])) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.DAMPINGS, fresh.OF_DAMPINGS)) in page
     lines = fresh.recorded("scores_two_points")
     assert "".join(fresh.rates_by_points(lines)) in page
-    assert "".join(fresh.at_equal_refusals(lines, fresh.POINTS, fresh.TWO_LESS_ONE)) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.POINTS, fresh.OF_POINTS)) in page

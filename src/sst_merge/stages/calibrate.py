@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from sst_merge.adapter import Updates, concatenate
-from sst_merge.config import TWO_POINTS, Point
+from sst_merge.config import Point
 from sst_merge.data import Row
 from sst_merge.inference import Encoded, encode
 from sst_merge.linalg import PatchForm
@@ -59,7 +59,7 @@ def statistics_folders(made: Plan) -> list[Path]:
     calibration = made.config.calibration
     if calibration is None:
         return []
-    places = (False, True) if calibration.point == TWO_POINTS else (False,)
+    places = (False, True) if calibration.has_two_points else (False,)
     found = [
         statistics_folder(made, request, is_second=second) for request in requests(made.config) for second in places
     ]
@@ -99,18 +99,26 @@ def statistics_folder(made: Plan, request: Request | None = None, *, is_second: 
             "point": point_weights(calibration.point, request.form),
             "labels": "data" if calibration.labels == "data" else ["model", made.config.seed],
             **made.identity["placement"],
-            **({"merged_by": second_point(request).model_dump(mode="json")} if is_second else {}),
+            **({"merged_by": second_point_method(request).model_dump(mode="json")} if is_second else {}),
         }
     )
     return (made.root / calibration.store if calibration.store else made.folder.statistics) / key[:16]
 
 
-def second_point(request: Request) -> Sst:
+def second_point_method(request: Request) -> Sst:
     """What merges the adapters at the second of two points: the default settings, whatever the run's method has.
 
     So price, keep rule, damping, strength and utility weight of a run can change without another calibration.
     """
     return Sst(span=request.span, patch=request.form)
+
+
+def second_point(
+    request: Request, first: SampleGradients, utility: Updates, safety: Updates, reporter: Reporter
+) -> Updates:
+    """What is added to the base at the second of two points, by the gradients at the first."""
+    method = second_point_method(request)  # draws no random numbers: any seed will do
+    return merge_updates(method, utility, safety, Statistics({request: first}), seed=0, reporter=reporter).updates
 
 
 def point_weights(point: Point, form: PatchForm) -> tuple[float, float]:
@@ -144,7 +152,7 @@ def calibrate(made: Plan, base: LazyBase, reporter: Reporter, processes: Process
     found: dict[Request, Gradients | KroneckerFactors] = {}
     for request in requests(made.config):
         first = found[request] = _measured(made, base, request, None, reporter, processes)
-        if calibration is not None and calibration.point == TWO_POINTS:
+        if calibration is not None and calibration.has_two_points:
             assert isinstance(first, SampleGradients)  # the configuration refuses other statistics here
             second = _measured(made, base, request, first, reporter, processes)
             assert isinstance(second, SampleGradients)
@@ -222,10 +230,7 @@ def _measure(
         point = _point(utility, safety, point_weights(calibration.point, request.form))
     else:
         title += ", second point"
-        statistics = Statistics({request: first})
-        point = merge_updates(
-            second_point(request), utility, safety, statistics, seed=made.config.seed, reporter=reporter
-        ).updates
+        point = second_point(request, first, utility, safety, reporter)
     with applied(base, point, made.where("utility")), reporter.task(title, len(samples)) as advance:
         STATISTICS[request.statistic].measure(
             base,

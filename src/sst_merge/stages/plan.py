@@ -17,7 +17,7 @@ from sst_merge.adapter_io import (
     sum_sha256,
     training_rows,
 )
-from sst_merge.config import TWO_POINTS, CalibrationConfig, DataSource, EvaluationConfig, RunConfig
+from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, keep_first, left_out, load_rows, with_answers
 from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
@@ -337,7 +337,7 @@ def _detectable_differences(made: Plan) -> dict[str, float | None]:
 def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
     """Size of all statistics: gradients of every sample in float32, or two factors of each data set in float64."""
     calibration = made.config.calibration
-    points = 2 if calibration is not None and calibration.point == TWO_POINTS else 1
+    points = 2 if calibration is not None and calibration.has_two_points else 1
     samples = points * (len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility))
     total = 0
     for request in requests(made.config):
