@@ -34,6 +34,7 @@ SMALLEST_PIVOT = 1e-3
 # fraction of the neutral value itself, differs by rounding: the decomposition is good to the former, and lambda of
 # directions near RANK_TOLERANCE, which damping draws to the neutral value, to some 1e-11 of the latter.
 TIE, NEAR_NEUTRAL = 1e-12, 1e-9
+SMALLEST_SIZE = 1e-280  # stands for that of a zero gradient, which needs a square root to divide by
 COLUMNS, SAMPLES = 512, 128  # of a block, when a Gram matrix is summed
 
 
@@ -327,12 +328,15 @@ class Spectrum:
 
 
 def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: float) -> Spectrum:
-    """``lambda`` of :func:`eigendirections` in about a third of its time: nothing that needs no vectors forms them.
+    r"""``lambda`` of :func:`eigendirections` in a fraction of its time: nothing that needs no vectors forms them.
 
-    The rows of the Cholesky factor of ``K`` are ``J`` in an orthonormal basis of its row space, as long as no sample
-    is nearly a combination of others. Where one is, the eigendecomposition decides. A sample whose gradient is less
-    than about 1e-5 of the largest of its data set is a direction here (its ``lambda`` is about ``gamma / eps``), and
-    one of the untouched directions there.
+    Since ``F_s + gamma I = F_s - (gamma / eps) F_u + (gamma / eps) (F_u + eps I)``, the ``lambda`` are ``gamma / eps``
+    plus the eigenvalues of ``(F_u + eps I)^{-1} J^T T J``, ``T`` being 1 for safety and ``-gamma / eps`` for utility
+    rows: in sample space those of ``T M`` with ``M = J (F_u + eps I)^{-1} J^T``, which Woodbury's identity gives from
+    ``K``. Where no sample is nearly a combination of others there are as many as samples; else the eigenvalues of ``K``
+    say how many, and those nearest to ``gamma / eps`` are no directions of the samples'. A sample whose gradient is
+    less than about 1e-5 of the largest of its data set can be a direction here (its ``lambda`` is about
+    ``gamma / eps``), and one of the untouched directions there.
 
     Args:
         problem: The samples.
@@ -343,29 +347,41 @@ def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: fl
         NumericalError: As :func:`eigendirections`.
     """
     gamma, eps = _dampings(problem, damping_safety, damping_utility)
+    neutral = gamma / eps
     order = problem.is_safety.long().argsort(stable=True)  # utility samples first
-    norms = problem.gram.diagonal().sqrt()
-    unit = 1.0 / norms.clamp(min=torch.finfo(torch.float64).tiny)
-    root, info = torch.linalg.cholesky_ex((problem.gram * unit[:, None] * unit[None, :])[order][:, order])
-    if int(info) != 0 or float(root.diagonal().min()) < SMALLEST_PIVOT:
+    gram, count = problem.gram[order][:, order], len(order)
+    split = int((~problem.is_safety).sum())
+    utility, info = torch.linalg.cholesky_ex(gram[:split, :split] + eps * torch.eye(split, dtype=torch.float64))
+    if int(info) != 0:
+        raise _not_definite(int(info), split, damping_utility)
+    inverse = torch.cholesky_inverse(utility)
+    half = torch.linalg.solve_triangular(utility, gram[:split, split:], upper=False)
+    middle = torch.empty_like(gram)  # M
+    middle[:split, :split] = torch.eye(split, dtype=torch.float64) - eps * inverse
+    middle[split:, :split] = torch.linalg.solve_triangular(utility.T, half, upper=True).T
+    middle[split:, split:] = (gram[split:, split:] - half.T @ half) / eps
+    size = gram.diagonal() / eps
+    size[:split] = middle.diagonal()[:split]
+    root, info = torch.linalg.cholesky_ex(middle)
+    is_independent = int(info) == 0 and bool((root.diagonal() >= SMALLEST_PIVOT * size.sqrt()).all())
+    if not is_independent:  # M is singular: with its rounding added to the diagonal it has a factor
+        rounding = count * torch.finfo(torch.float64).eps * size.clamp(min=SMALLEST_SIZE)
+        root, info = torch.linalg.cholesky_ex(middle + rounding.diag())
+    if int(info) != 0:
         found = eigendirections(problem, damping_safety=damping_safety, damping_utility=damping_utility)
         return Spectrum(found.values, found.neutral_value, found.neutral_directions)
-    split = int((~problem.is_safety).sum())
-    root = root * norms[order][:, None]
-    above = root[:split, :split]  # the utility rows; they end here
-    damped, info = torch.linalg.cholesky_ex(above.T @ above + eps * torch.eye(split, dtype=torch.float64))
-    if int(info) != 0:
-        raise _not_definite(int(info), len(root), damping_utility)
-    # F_u + eps I is block-diagonal in this basis, its second block eps I: so is its Cholesky factor.
-    rows = root[split:].clone()
-    rows[:, :split] = torch.linalg.solve_triangular(damped, rows[:, :split].T, upper=False).T
-    rows[:, split:] /= eps**0.5
-    whitened = rows.T @ rows
-    inverse = torch.linalg.solve_triangular(damped, torch.eye(split, dtype=torch.float64), upper=False)
-    whitened[:split, :split] += gamma * inverse @ inverse.T
-    whitened.diagonal()[split:] += gamma / eps
-    values = torch.linalg.eigvalsh(whitened).flip(0).clamp(min=0.0)
-    return Spectrum(values, gamma / eps, problem.coordinates - len(values))
+    shifted = root[split:].T @ root[split:]  # root^T T root, whose eigenvalues are those of T M
+    shifted[:split, :split] -= neutral * root[:split, :split].T @ root[:split, :split]
+    from_neutral = torch.linalg.eigvalsh(shifted)
+    kept = from_neutral.abs().argsort(descending=True)[: count if is_independent else _rank(problem)]
+    values = (from_neutral[kept] + neutral).clamp(min=0.0).sort(descending=True).values
+    return Spectrum(values, neutral, problem.coordinates - len(values))
+
+
+def _rank(problem: SampleSpace) -> int:
+    """Of the row space, as :func:`_row_space` has it."""
+    values = torch.linalg.eigvalsh(_balanced(problem)[0])
+    return int((values > RANK_TOLERANCE * values.max()).sum())
 
 
 def _dampings(problem: SampleSpace, damping_safety: float, damping_utility: float) -> tuple[float, float]:
@@ -402,14 +418,20 @@ def _row_space(
     well-fitted utility adapter would be taken for rounding of large ones of refusals. The columns of
     ``Q = J^T D V / sqrt(values)`` are orthonormal.
     """
+    balanced, scale = _balanced(problem)
+    values, vectors = torch.linalg.eigh(balanced)
+    kept = values > RANK_TOLERANCE * values.max()
+    return values[kept], vectors[:, kept], scale
+
+
+def _balanced(problem: SampleSpace) -> tuple[Float64[Tensor, "samples samples"], Float64[Tensor, " samples"]]:
+    """``D K D`` and the diagonal of ``D``, by which both data sets have the trace 1."""
     diagonal = problem.gram.diagonal()
     scale = torch.ones_like(diagonal)
     for chosen in (problem.is_safety, ~problem.is_safety):
         if (trace := float(diagonal[chosen].sum())) > 0:
             scale[chosen] = trace**-0.5
-    values, vectors = torch.linalg.eigh(scale[:, None] * problem.gram * scale)
-    kept = values > RANK_TOLERANCE * values.max()
-    return values[kept], vectors[:, kept], scale
+    return scale[:, None] * problem.gram * scale, scale
 
 
 def _check_finite(problem: SampleSpace) -> None:

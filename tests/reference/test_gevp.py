@@ -1,5 +1,6 @@
 """The eigenproblem in sample space against dense p x p algebra with scipy, and the diagonal rule against loops."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,16 @@ import pytest
 import scipy.linalg
 import torch
 
-from sst_merge.linalg import Combination, Eigendirections, SampleSpace, eigendirections, patch_coordinates, steer_softly
+from sst_merge.linalg import (
+    Combination,
+    Eigendirections,
+    SampleSpace,
+    Spectrum,
+    eigendirections,
+    patch_coordinates,
+    spectrum,
+    steer_softly,
+)
 from sst_merge.methods import ModuleInputs, module_generator
 from sst_merge.methods.sst import Keep, Sst
 from sst_merge.statistics import PooledGradients
@@ -92,10 +102,13 @@ def hard_weights(keep: Keep, found: Eigendirections) -> tuple[torch.Tensor, floa
 
 @every_case
 @both_dampings
-def test_eigenvalues_and_the_untouched_block_equal_the_dense_ones(case: Case, damping_safety: float) -> None:
+@pytest.mark.parametrize("solve", [eigendirections, spectrum], ids=lambda solve: solve.__name__)
+def test_eigenvalues_and_the_untouched_block_equal_the_dense_ones(
+    solve: Callable[..., Eigendirections | Spectrum], case: Case, damping_safety: float
+) -> None:
     _, _, _, gamma, eps, values, _, _ = dense(case, damping_safety)
     problem = case.build()[3]
-    found = eigendirections(problem, damping_safety=damping_safety, damping_utility=EPS_FRACTION)
+    found = solve(problem, damping_safety=damping_safety, damping_utility=EPS_FRACTION)
     rank = case.rank or min(case.coordinates, case.safety_samples + case.utility_samples)
     assert found.neutral_directions == case.coordinates - rank
     assert found.neutral_value == pytest.approx(gamma / eps)

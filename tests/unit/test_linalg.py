@@ -55,7 +55,18 @@ def problem_of(rows: torch.Tensor, is_safety: torch.Tensor) -> SampleSpace:
 
 @pytest.mark.parametrize(("safety", "utility"), [(0.1, 0.1), (0.0, 0.1), (0.3, 1e-4)], ids=str)
 @pytest.mark.parametrize(
-    "kind", ["plain", "mixed order", "uneven norms", "fewer coordinates", "a sample twice", "a zero"]
+    "kind",
+    [
+        "plain",
+        "mixed order",
+        "uneven norms",
+        "fewer coordinates",
+        "a sample twice",
+        "all samples twice",
+        "a sample in both data sets",
+        "a zero",
+        "a Gram matrix rounded below zero",
+    ],
 )
 def test_the_spectrum_is_that_of_the_directions(kind: str, safety: float, utility: float) -> None:
     rng = torch.Generator().manual_seed(1)
@@ -67,9 +78,17 @@ def test_the_spectrum_is_that_of_the_directions(kind: str, safety: float, utilit
         rows *= torch.logspace(0, -3, 12, dtype=torch.float64)[:, None]
     if kind == "a sample twice":
         rows[7] = rows[6]
+    if kind == "all samples twice":
+        rows, is_safety = rows.repeat(2, 1), is_safety.repeat(2)
+    if kind == "a sample in both data sets":
+        rows[7] = rows[2]
     if kind == "a zero":
         rows[7] = 0
+    if kind == "a Gram matrix rounded below zero":
+        rows[7] = rows[6]
     problem = problem_of(rows, is_safety)
+    if kind == "a Gram matrix rounded below zero":
+        problem = dataclasses.replace(problem, gram=problem.gram - 1e-9 * torch.eye(12, dtype=torch.float64))
     wanted = eigendirections(problem, damping_safety=safety, damping_utility=utility)
     found = spectrum(problem, damping_safety=safety, damping_utility=utility)
     torch.testing.assert_close(found.values, wanted.values, rtol=1e-7, atol=1e-7 * float(wanted.values.max()))
