@@ -132,6 +132,12 @@ def test_one_seed_other_models_and_other_settings_give_no_mean(tmp_path: Path) -
     assert all(row.kind == "merge" for row in compare(files(tmp_path, own(seed=1, comparisons={}), stronger)))
     other = own(seed=2, model="other")
     assert all(row.kind == "merge" for row in compare(files(tmp_path, own(seed=1), other)))
+    exact = {"method": {"name": "sst", "fisher": "exact"}, "comparisons": {}}
+    points = ({"point": "utility"}, {"point": "utility_and_merged"})
+    elsewhere = [own(seed=seed, calibration=points[seed - 1], **exact) for seed in (1, 2)]
+    assert all(row.kind == "merge" for row in compare(files(tmp_path, *elsewhere)))
+    alike = [own(seed=seed, calibration=points[0], **exact) for seed in (1, 2)]
+    assert [row.kind for row in compare(files(tmp_path, *alike))] == ["merge", "merge", "seeds"]
 
 
 def test_a_seed_that_occurs_twice_is_not_averaged(tmp_path: Path) -> None:
@@ -224,6 +230,21 @@ def test_runs_are_compared_by_their_folders_and_told_apart_by_their_settings(fin
         ("sst", 1),
         ("sst", 0.5),
     ]
+
+
+def test_merges_are_told_apart_by_what_their_fisher_matrices_were_measured_on(finished: Path, tmp_path: Path) -> None:
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    assert results["run"]["calibration"]["point"] == "utility"
+    results["run"]["calibration"] |= {"point": "utility_and_merged"}
+    other = written(tmp_path / "results.json", results)
+    assert [cell(row, "method") for row in compare([finished, other])] == [
+        "sst, calibration.point = utility",
+        "task_arithmetic",
+        "sst, calibration.point = utility_and_merged",
+        "task_arithmetic",
+    ]
+    results["run"]["method"]["fisher"] = "none"  # reads nothing of it
+    assert cell(compare([finished, written(other, results)])[2], "method") == "sst, fisher = none"
 
 
 def test_a_folder_without_results_and_a_run_that_measured_no_tax_are_errors(finished: Path, tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Row:
         verdict: Verdict code.
         deviations: Standard deviation (n - 1) between seeds of each mean; for ``seeds`` rows.
         note: What a reader must know.
-        settings: Parameters of the method, as far as the file has them.
+        settings: Parameters of the method, and with Fisher matrices ``calibration.<key>``, what they were measured on, as
+            far as the file has them.
         label: The method with those of its parameters that tell it from the other rows.
         setting: What has to be equal for a mean over seeds, as JSON; ``None`` where the file does not say (a run).
     """
@@ -257,7 +258,10 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
     if flags := sequence(verdict.get("flags")):
         problems.append(", ".join(str(flag) for flag in flags))
     setting = {key: fields.get(key) for key in ("model", "mode", "base_model", "baseline", "utility_metric")}
-    setting["method"] = {key: value for key, value in mapping(block.get("method")).items() if key != "seed"}
+    settings = {key: value for key, value in mapping(block.get("method")).items() if key != "name"}
+    if settings.get("fisher", "none") != "none":
+        settings |= {f"calibration.{key}": value for key, value in mapping(fields.get("calibration")).items()}
+    setting["method"] = {key: value for key, value in settings.items() if key != "seed"}
     return Row(
         kind="merge",
         file=file.name,
@@ -283,7 +287,7 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
         tax_ci=None if tax is None else pair(intervals.get("safety_tax")),
         verdict=code,
         note="; ".join(problems),
-        settings={key: value for key, value in mapping(block.get("method")).items() if key != "name"},
+        settings=settings,
         setting=None if file.kind == "run" else json.dumps([method, setting], sort_keys=True, default=str),
     )
 

@@ -255,6 +255,7 @@ def run_fields(results: Mapping[str, Any]) -> dict[str, Any]:
         **{f"{family}_metric": _metric(results, names[family]) for family in ("safety", "utility")},
         "merge_method_applied": run["method"]["name"],
         "method": run["method"],
+        "calibration": run.get("calibration"),  # not in results of earlier versions
         "arms": arms,
         "comparisons": {
             name: _without(block, "counts") | {"method": settings.get(name, {"name": name})}
