@@ -311,6 +311,12 @@ def matched(
     )
 
 
+def mean_of(cells: Sequence[Matched]) -> Matched:
+    """The mean over cells, draw by draw: pairs of adapters share the prompts of a seed, so a draw has them in common."""
+    rates = {task: np.mean([each.rates[task] for each in cells], axis=0) for task in TASKS}
+    return Matched(rates, np.all([each.is_reached for each in cells], axis=0))
+
+
 def interval(values: np.ndarray, scale: float = 1.0, digits: int = 3) -> str:
     """The sample's value and the percentile interval of the draws."""
     low, high = np.quantile(values[1:], (0.025, 0.975))
@@ -397,16 +403,17 @@ def other_lines(results: Results, names: Sequence[str], variants: Sequence[str])
         yield f"| {variant} | " + " | ".join(cells) + " |\n"
     yield "\nPer cent of test rows at equal refusals, and minus SST in points:\n\n| cells | refusals | method "
     yield "| refuses everyday | minus SST | task right | minus SST |\n|---|---|---|---|---|---|---|\n"
-    for each in found:
+    together = [(f"mean of {len(found)}", found)] if len(found) > 1 else []
+    for name, averaged in [*((each.name, [each]) for each in found), *together]:
         for target in TARGETS:
-            ours = each.matched(OURS, target)
+            ours = mean_of([each.matched(OURS, target) for each in averaged])
             for variant in (OURS, *variants):
-                theirs = each.matched(variant, target)
+                theirs = mean_of([each.matched(variant, target) for each in averaged])
                 cells = []
                 for task in ("over_refusal", "utility"):
                     difference = interval(theirs.rates[task] - ours.rates[task], 100, 1)
                     cells += [percent(theirs.rates[task]), "" if variant == OURS else difference]
-                yield f"| {each.name} | {_refusals(theirs, target)} | {variant} | " + " | ".join(cells) + " |\n"
+                yield f"| {name} | {_refusals(theirs, target)} | {variant} | " + " | ".join(cells) + " |\n"
 
 
 def report(

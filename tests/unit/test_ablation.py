@@ -173,6 +173,28 @@ def test_the_area_is_a_mean_over_the_common_range_with_a_reference_loss_beyond_r
     assert dict(steep) == {"only": pytest.approx(0.125, abs=0.01)}
 
 
+def test_cells_are_averaged_draw_by_draw_and_reach_what_all_of_them_reach(told: ModuleType) -> None:
+    def cell(rate: float, reached: list[bool]) -> Any:
+        return told.Matched({task: np.array([rate, rate + 0.2]) for task in told.TASKS}, np.array(reached))
+
+    found = told.mean_of([cell(0.1, [True, True]), cell(0.3, [True, False])])
+    assert all(values.tolist() == pytest.approx([0.2, 0.4]) for values in found.rates.values())
+    assert found.is_reached.tolist() == [True, False]
+
+
+def test_other_variants_are_told_by_cell_and_over_all_that_have_them(told: ModuleType) -> None:
+    one = results(told, {"SST": 0.125, "SST none": 0.5}, seeds=1)["kinship/blunt/0"]
+    other = results(told, {"SST": 0.125, "SST none": 0.75}, seeds=1)["kinship/blunt/0"]
+    cells = {"kinship/blunt/0": one, "orders/blunt/0": other}
+    rows = "".join(told.other_lines(cells, list(cells), ["SST none"])).splitlines()
+    at_80 = [row for row in rows if "| 80% | SST none |" in row]
+    # Over-refusals in eighths: 0.25 and 0.5 at strength 0.5 and 1, or 0.375 and 0.75; 0.6 of the way to refuse 80 %.
+    assert [row.split("|")[4].split()[0] for row in at_80] == ["40.0", "60.0", "50.0"]
+    assert [row.split("|")[1].strip() for row in at_80] == ["kinship/blunt", "orders/blunt", "mean of 2"]
+    alone = "".join(told.other_lines(cells, ["kinship/blunt/0"], ["SST none"]))
+    assert "mean of" not in alone
+
+
 def results(told: ModuleType, losses: dict[str, float], seeds: int = 3, rows: int = 8) -> dict[str, Any]:
     """Cells in which a method at strength s gains s nats and loses ``losses * s``; noise is shared by all methods."""
     found: dict[str, Any] = {}
