@@ -312,7 +312,7 @@ def matched(
 
 
 def mean_of(cells: Sequence[Matched]) -> Matched:
-    """The mean over cells, draw by draw: pairs of adapters share the prompts of a seed, so a draw has them in common."""
+    """The mean over cells, draw by draw: pairs of adapters share a seed's prompts, so a draw has them in common."""
     rates = {task: np.mean([each.rates[task] for each in cells], axis=0) for task in TASKS}
     return Matched(rates, np.all([each.is_reached for each in cells], axis=0))
 

@@ -94,8 +94,8 @@ class Row:
         verdict: Verdict code.
         deviations: Standard deviation (n - 1) between seeds of each mean; for ``seeds`` rows.
         note: What a reader must know.
-        settings: Parameters of the method, and with Fisher matrices ``calibration.<key>`` of what they were measured on,
-            as far as the file has them.
+        settings: Parameters of the method, and with Fisher matrices ``calibration.<key>``, what they were measured
+            on, as far as the file has them.
         label: The method with those of its parameters that tell it from the other rows.
         setting: What has to be equal for a mean over seeds, as JSON; ``None`` where the file does not say (a run).
     """
