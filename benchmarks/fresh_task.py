@@ -1,11 +1,12 @@
-"""The tables of the blunt safety adapter in docs/results/fresh-task.md, from the scores beside that page.
+"""Tables of docs/results/fresh-task.md, from the scores beside that page.
 
     python benchmarks/fresh_task.py
 
 Each line of a file is a merge with its settings, its calibration data and every prompt's score. Printed: the rates,
 and at equal refusals of the harmful prompts the share refused of the harmless ones, by straight lines between
-strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts. First of
-the merges with dampings and prices, then of those with Fisher matrices of one point and of two.
+strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts. First, for
+the blunt safety adapter, of the merges with dampings and prices, then of those with Fisher matrices of one point and
+of two, for the blunt and for the balanced one.
 """
 
 import json
@@ -33,8 +34,10 @@ POINTS = (
     ("SST, wide, any wording, one point", "wide, any wording", {}, "one"),
 )
 """Title, calibration data, settings and points of each path of strengths."""
+OWN_WORDING = POINTS[:4]
 OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
 OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
+OF_OWN_WORDING = OF_POINTS[:2]
 """Differences that are shown: title, and the places of the two paths."""
 DEFAULTS = {"price": 100, "damping_safety": 2}
 Line = dict[str, Any]
@@ -130,3 +133,5 @@ if __name__ == "__main__":
     print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DAMPINGS, OF_DAMPINGS)))
     found = recorded("scores_two_points")
     print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, POINTS, OF_POINTS)))
+    found = recorded("scores_two_points_balanced")
+    print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, OWN_WORDING, OF_OWN_WORDING)))

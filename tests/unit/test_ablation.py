@@ -674,3 +674,6 @@ def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleTy
     lines = fresh.recorded("scores_two_points")
     assert "".join(fresh.rates_by_points(lines)) in page
     assert "".join(fresh.at_equal_refusals(lines, fresh.POINTS, fresh.OF_POINTS)) in page
+    lines = fresh.recorded("scores_two_points_balanced")
+    assert "".join(fresh.rates_by_points(lines)) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.OWN_WORDING, fresh.OF_OWN_WORDING)) in page
