@@ -312,7 +312,7 @@ def matched(
 
 
 def mean_of(cells: Sequence[Matched]) -> Matched:
-    """The mean over cells, draw by draw: pairs of adapters share a seed's prompts, so a draw has them in common."""
+    """The mean over cells, draw by draw: pairs of adapters share a seed's prompts but for those of the task."""
     rates = {task: np.mean([each.rates[task] for each in cells], axis=0) for task in TASKS}
     return Matched(rates, np.all([each.is_reached for each in cells], axis=0))
 
@@ -390,16 +390,14 @@ def likelihood_aim(found: Combination, variant: str = OURS) -> Iterator[str]:
 def other_lines(results: Results, names: Sequence[str], variants: Sequence[str]) -> Iterator[str]:
     """Other variants beside ours, in the cells where they were tried, all of them together."""
     found = combinations({name: results[name] for name in names})
-    yield "| method | " + " | ".join(f"loss at {share:.0%} of the gain" for share in GAIN_SHARES)
-    yield " | mean loss |\n|---|---|---|---|\n"
+    heads = [*(f"loss at {share:.0%} of the gain" for share in GAIN_SHARES), "mean loss"]
+    yield f"| method | {' | minus SST | '.join(heads)} | minus SST |\n|---|{'---|---|' * len(heads)}\n"
+    ours = _losses(found, OURS)
     for variant in (OURS, *variants):
         cells = []
-        for share in GAIN_SHARES:
-            points = [each.at_gain(variant, share) for each in found]
-            known = [point[0] for point in points if point is not None]
-            is_known = len(known) == len(points)
-            cells.append(interval(np.mean(known, axis=0)) if is_known else f"{NOT_REACHED} in every cell")
-        cells.append(interval(np.mean([each.area(variant) for each in found], axis=0)))
+        for loss, our_loss in zip(_losses(found, variant), ours, strict=True):
+            cells.append(f"{NOT_REACHED} in every cell" if loss is None else interval(loss))
+            cells.append("" if variant == OURS or loss is None or our_loss is None else interval(loss - our_loss))
         yield f"| {variant} | " + " | ".join(cells) + " |\n"
     yield "\nPer cent of test rows at equal refusals, and minus SST in points:\n\n| cells | refusals | method "
     yield "| refuses everyday | minus SST | task right | minus SST |\n|---|---|---|---|---|---|---|\n"
@@ -414,6 +412,15 @@ def other_lines(results: Results, names: Sequence[str], variants: Sequence[str])
                     difference = interval(theirs.rates[task] - ours.rates[task], 100, 1)
                     cells += [percent(theirs.rates[task]), "" if variant == OURS else difference]
                 yield f"| {name} | {_refusals(theirs, target)} | {variant} | " + " | ".join(cells) + " |\n"
+
+
+def _losses(found: Sequence[Combination], variant: str) -> list[np.ndarray | None]:
+    """Means over cells at each of :data:`GAIN_SHARES`, ``None`` if a cell does not reach it, and over the range."""
+    losses: list[np.ndarray | None] = []
+    for share in GAIN_SHARES:
+        known = [point[0] for each in found if (point := each.at_gain(variant, share)) is not None]
+        losses.append(np.mean(known, axis=0) if len(known) == len(found) else None)
+    return [*losses, np.mean([each.area(variant) for each in found], axis=0)]
 
 
 def report(
@@ -586,6 +593,8 @@ def percent(values: np.ndarray) -> str:
 
 
 def _refusals(found: Matched, target: float) -> str:
-    if found.is_reached[0]:
+    if found.is_known:
         return f"{target:.0%}"
+    if found.is_reached[0]:
+        return f"{target:.0%} (in {found.is_reached.mean():.0%} of the draws)"
     return f"{100 * found.rates['refusal'][0]:.1f} ({target:.0%} {NOT_REACHED})"

@@ -328,7 +328,7 @@ class Spectrum:
 
 
 def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: float) -> Spectrum:
-    r"""``lambda`` of :func:`eigendirections` in a fraction of its time: nothing that needs no vectors forms them.
+    """``lambda`` of :func:`eigendirections` without eigenvectors, which take most of its time.
 
     Since ``F_s + gamma I = F_s - (gamma / eps) F_u + (gamma / eps) (F_u + eps I)``, the ``lambda`` are ``gamma / eps``
     plus the eigenvalues of ``(F_u + eps I)^{-1} J^T T J``, ``T`` being 1 for safety and ``-gamma / eps`` for utility
@@ -336,7 +336,8 @@ def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: fl
     ``K``. Where no sample is nearly a combination of others there are as many as samples; else the eigenvalues of ``K``
     say how many, and those nearest to ``gamma / eps`` are no directions of the samples'. A sample whose gradient is
     less than about 1e-5 of the largest of its data set can be a direction here (its ``lambda`` is about
-    ``gamma / eps``), and one of the untouched directions there.
+    ``gamma / eps``), and one of the untouched directions there. If ``M`` has no Cholesky factor with its rounding
+    added, that function is asked.
 
     Args:
         problem: The samples.
@@ -354,10 +355,10 @@ def spectrum(problem: SampleSpace, *, damping_safety: float, damping_utility: fl
     utility, info = torch.linalg.cholesky_ex(gram[:split, :split] + eps * torch.eye(split, dtype=torch.float64))
     if int(info) != 0:
         raise _not_definite(int(info), split, damping_utility)
-    inverse = torch.cholesky_inverse(utility)
+    inside = torch.cholesky_solve(gram[:split, :split], utility)
     half = torch.linalg.solve_triangular(utility, gram[:split, split:], upper=False)
     middle = torch.empty_like(gram)  # M
-    middle[:split, :split] = torch.eye(split, dtype=torch.float64) - eps * inverse
+    middle[:split, :split] = (inside + inside.T) / 2
     middle[split:, :split] = torch.linalg.solve_triangular(utility.T, half, upper=True).T
     middle[split:, split:] = (gram[split:, split:] - half.T @ half) / eps
     size = gram.diagonal() / eps

@@ -136,8 +136,11 @@ def test_one_seed_other_models_and_other_settings_give_no_mean(tmp_path: Path) -
     points = ({"point": "utility"}, {"point": "utility_and_merged"})
     elsewhere = [own(seed=seed, calibration=points[seed - 1], **exact) for seed in (1, 2)]
     assert all(row.kind == "merge" for row in compare(files(tmp_path, *elsewhere)))
-    alike = [own(seed=seed, calibration=points[0], **exact) for seed in (1, 2)]
-    assert [row.kind for row in compare(files(tmp_path, *alike))] == ["merge", "merge", "seeds"]
+    drawn = [{"point": "utility", "safety": f"runs/exp1/a-seed{seed}/data/safe_answers.jsonl"} for seed in (1, 2)]
+    alike = [own(seed=seed, calibration=drawn[seed - 1], **exact) for seed in (1, 2)]
+    rows = compare(files(tmp_path, *alike))
+    assert [row.kind for row in rows] == ["merge", "merge", "seeds"]
+    assert [cell(row, "method") for row in rows] == ["sst"] * 3
 
 
 def test_a_seed_that_occurs_twice_is_not_averaged(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from sst_merge import linalg
 from sst_merge.adapter import Update, concatenate
 from sst_merge.errors import NumericalError
 from sst_merge.linalg import (
@@ -65,19 +66,25 @@ def problem_of(rows: torch.Tensor, is_safety: torch.Tensor) -> SampleSpace:
         "all samples twice",
         "a sample in both data sets",
         "a zero",
+        "small utility gradients",
+        "uneven norms, fewer coordinates",
         "a Gram matrix rounded below zero",
     ],
 )
-def test_the_spectrum_is_that_of_the_directions(kind: str, safety: float, utility: float) -> None:
+def test_the_spectrum_is_that_of_the_directions(
+    kind: str, safety: float, utility: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = torch.Generator().manual_seed(1)
-    rows = torch.randn(12, 9 if kind == "fewer coordinates" else 40, generator=rng, dtype=torch.float64)
+    rows = torch.randn(12, 9 if "fewer coordinates" in kind else 40, generator=rng, dtype=torch.float64)
     is_safety = torch.arange(12) < 5
     if kind == "mixed order":
         is_safety = torch.arange(12) % 2 == 0
-    if kind == "uneven norms":
+    if "uneven norms" in kind:
         rows *= torch.logspace(0, -3, 12, dtype=torch.float64)[:, None]
     if kind == "a sample twice":
         rows[7] = rows[6]
+    if kind == "small utility gradients":
+        rows[~is_safety] *= 1e-6
     if kind == "all samples twice":
         rows, is_safety = rows.repeat(2, 1), is_safety.repeat(2)
     if kind == "a sample in both data sets":
@@ -90,7 +97,10 @@ def test_the_spectrum_is_that_of_the_directions(kind: str, safety: float, utilit
     if kind == "a Gram matrix rounded below zero":
         problem = dataclasses.replace(problem, gram=problem.gram - 1e-9 * torch.eye(12, dtype=torch.float64))
     wanted = eigendirections(problem, damping_safety=safety, damping_utility=utility)
+    asked: list[str] = []
+    monkeypatch.setattr(linalg, "eigendirections", lambda *_, **__: asked.append(kind) or wanted)
     found = spectrum(problem, damping_safety=safety, damping_utility=utility)
+    assert bool(asked) == (kind == "a Gram matrix rounded below zero")  # there alone directions are needed
     torch.testing.assert_close(found.values, wanted.values, rtol=1e-7, atol=1e-7 * float(wanted.values.max()))
     assert (found.neutral_value, found.neutral_directions) == (wanted.neutral_value, wanted.neutral_directions)
 

@@ -59,6 +59,8 @@ WORDS = ("file", "tax", "verdict", "note")  # columns of long words
 MEANS = ("refusal_baseline", "refusal_merged", "gain", "utility_baseline", "utility_merged", "loss")
 MEANS += ("over_refusal_change", "tax")
 NEUTRAL = {"utility_weight": 1, "strength": 1}
+CALIBRATION = ("point", "labels")
+"""What is equal in experiments that differ by the seed alone."""
 
 Limits = tuple[float, float] | None
 
@@ -260,7 +262,10 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
     setting = {key: fields.get(key) for key in ("model", "mode", "base_model", "baseline", "utility_metric")}
     settings = {key: value for key, value in mapping(block.get("method")).items() if key != "name"}
     if settings.get("fisher", "none") != "none":
-        settings |= {f"calibration.{key}": value for key, value in mapping(fields.get("calibration")).items()}
+        calibration = mapping(fields.get("calibration"))
+        # An experiment draws its data by the seed into files of its own, whose names say nothing.
+        named = calibration if file.kind == "run" else [key for key in CALIBRATION if key in calibration]
+        settings |= {f"calibration.{key}": calibration[key] for key in named}
     setting["method"] = {key: value for key, value in settings.items() if key != "seed"}
     return Row(
         kind="merge",

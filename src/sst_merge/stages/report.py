@@ -216,8 +216,17 @@ def _calibration(made: Plan) -> dict[str, Any] | None:
 
 
 def _named(sources: list[DataSource] | None) -> str | None:
-    """Data sets with their splits, in one line."""
-    return ", ".join(f"{source.data} ({source.split})" for source in sources) if sources else None
+    """Data sets with their splits, answers and weights, in one line."""
+    return ", ".join(map(_described, sources)) if sources else None
+
+
+def _described(source: DataSource) -> str:
+    told = [source.split]
+    if source.answers is not None:
+        told.append(f"answers {source.answers}")
+    if source.weight != 1:
+        told.append(f"weight {source.weight:g}")
+    return f"{source.data} ({', '.join(told)})"
 
 
 def _label(made: Plan, arm: str) -> str:
