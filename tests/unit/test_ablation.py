@@ -195,6 +195,23 @@ def test_other_variants_are_told_by_cell_and_over_all_that_have_them(told: Modul
     assert "mean of" not in alone
 
 
+def test_behaviour_by_strength_is_the_mean_over_the_cells_of_a_safety_adapter(told: ModuleType) -> None:
+    cells = results(told, {"SST": 0.5, "Fisher merging": 1.0}, seeds=2)
+    other = results(told, {"SST": 1.0, "Fisher merging": 1.0}, seeds=1)["kinship/blunt/0"]
+    for cell in [*cells.values(), other]:  # one strength, several prices
+        for key in ("Fisher merging 0.5", "Fisher merging 1.0"):
+            for lines in cell.values():
+                lines[key]["settings"] = {"utility_weight": 1.0, "strength": 1.0, "keep": {"soft": len(key)}}
+    cells |= {"orders/balanced/0": other}
+    rows = [row for row in told.strength_lines(cells, ("SST", "Fisher merging")) if row.count("|") == 8]
+    assert rows[2:] == [
+        "| balanced | 1 | SST | 0.5 | 50.0 | 50.0 | 50.0 |\n",
+        "| balanced | 1 | SST | 1 | 100.0 | 100.0 | 0.0 |\n",
+        "| blunt | 2 | SST | 0.5 | 50.0 | 25.0 | 75.0 |\n",
+        "| blunt | 2 | SST | 1 | 100.0 | 50.0 | 50.0 |\n",
+    ]
+
+
 def results(told: ModuleType, losses: dict[str, float], seeds: int = 3, rows: int = 8) -> dict[str, Any]:
     """Cells in which a method at strength s gains s nats and loses ``losses * s``; noise is shared by all methods."""
     found: dict[str, Any] = {}
