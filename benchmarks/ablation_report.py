@@ -423,6 +423,24 @@ def _losses(found: Sequence[Combination], variant: str) -> list[np.ndarray | Non
     return [*losses, np.mean([each.area(variant) for each in found], axis=0)]
 
 
+def strength_lines(results: Results, variants: Sequence[str]) -> Iterator[str]:
+    """Behaviour along the paths, averaged over the cells of a safety adapter: what each strength does."""
+    yield "\n## Behaviour by strength\n\nPer cent of test rows, mean over the cells of a safety adapter.\n\n"
+    yield "| adapter | cells | method | strength | refuses harmful | refuses everyday | task right |\n"
+    yield "|---|---|---|---|---|---|---|\n"
+    for safety in sorted({name.split("/")[1] for name in results}):
+        cells = [cell for name, cell in results.items() if name.split("/")[1] == safety]
+        for variant in variants:
+            keys = path_keys(cells[0]["validation"], variant)
+            strengths = [cells[0]["validation"][key]["settings"]["strength"] for key in keys]
+            if len(set(strengths)) < len(keys):
+                continue  # a path of prices
+            for key, strength in zip(keys, strengths, strict=True):
+                means = [100 * np.mean([rate(cell["test"][key], task) for cell in cells]) for task in TASKS]
+                told_means = " | ".join(f"{mean:.1f}" for mean in means)
+                yield f"| {safety} | {len(cells)} | {variant} | {strength:g} | {told_means} |\n"
+
+
 def report(
     results: Results,
     variants: Sequence[str],
@@ -540,24 +558,6 @@ def prediction(line: dict[str, Any]) -> float | None:
     if settings.get("patch") == "interpolate":
         return None
     return 0.5 * settings["strength"] ** 2 * line["energies"]["utility_energy_kept"]
-
-
-def strength_lines(results: Results, variants: Sequence[str]) -> Iterator[str]:
-    """Behaviour along the paths, averaged over the cells of a safety adapter: what each strength does."""
-    yield "\n## Behaviour by strength\n\nPer cent of test rows, mean over the cells of a safety adapter.\n\n"
-    yield "| adapter | cells | method | strength | refuses harmful | refuses everyday | task right |\n"
-    yield "|---|---|---|---|---|---|---|\n"
-    for safety in sorted({name.split("/")[1] for name in results}):
-        cells = [cell for name, cell in results.items() if name.split("/")[1] == safety]
-        for variant in variants:
-            keys = path_keys(cells[0]["validation"], variant)
-            strengths = [cells[0]["validation"][key]["settings"]["strength"] for key in keys]
-            if len(set(strengths)) < len(keys):
-                continue  # a path of prices
-            for key, strength in zip(keys, strengths, strict=True):
-                means = [100 * np.mean([rate(cell["test"][key], task) for cell in cells]) for task in TASKS]
-                told_means = " | ".join(f"{mean:.1f}" for mean in means)
-                yield f"| {safety} | {len(cells)} | {variant} | {strength:g} | {told_means} |\n"
 
 
 def prediction_lines(results: Results) -> Iterator[str]:
