@@ -246,6 +246,10 @@ def test_merges_are_told_apart_by_what_their_fisher_matrices_were_measured_on(fi
         "sst, calibration.point = utility_and_merged",
         "task_arithmetic",
     ]
+    results["run"]["calibration"] |= {"point": "utility", "harmless": "others.jsonl (all)"}
+    rows = compare([finished, written(other, results)])
+    assert [cell(row, "method") for row in rows[::2]] == ["sst, calibration data 1", "sst, calibration data 2"]
+    assert json.loads(render(rows, "json"))[2]["settings"]["calibration.harmless"] == "others.jsonl (all)"
     results["run"]["method"]["fisher"] = "none"  # reads nothing of it
     assert cell(compare([finished, written(other, results)])[2], "method") == "sst, fisher = none"
 

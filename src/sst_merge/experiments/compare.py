@@ -53,7 +53,8 @@ HEAD = (
 )
 LEGEND = (
     "Baseline -> merged, differences with their 95 % intervals as the files state them. Shares in %, differences of "
-    "shares in points; continuous utility measures in their own unit. A dash is undefined or not recorded."
+    "shares in points; continuous utility measures in their own unit. A dash is undefined or not recorded. "
+    "Calibration data are numbered where they differ; --format json names them."
 )
 WORDS = ("file", "tax", "verdict", "note")  # columns of long words
 MEANS = ("refusal_baseline", "refusal_merged", "gain", "utility_baseline", "utility_merged", "loss")
@@ -61,6 +62,8 @@ MEANS += ("over_refusal_change", "tax")
 NEUTRAL = {"utility_weight": 1, "strength": 1}
 CALIBRATION = ("point", "labels")
 """What is equal in experiments that differ by the seed alone."""
+SOURCES = ("calibration.safety", "calibration.utility", "calibration.harmless")
+"""Too long for a label: what differs in them is numbered."""
 
 Limits = tuple[float, float] | None
 
@@ -163,9 +166,18 @@ def _told_apart(row: Row, rows: Sequence[Row]) -> str | None:
     told = [
         f"{key} = {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in row.settings.items()
-        if (key in NEUTRAL and value != NEUTRAL[key]) or any(other.get(key) != value for other in alike)
+        if key not in SOURCES
+        and ((key in NEUTRAL and value != NEUTRAL[key]) or any(other.get(key) != value for other in alike))
     ]
+    data = list(dict.fromkeys(named for other in alike if (named := _sources(other))))
+    if len(data) > 1 and (own := _sources(row.settings)):
+        told.append(f"calibration data {data.index(own) + 1}")
     return row.method and ", ".join([row.method, *told])
+
+
+def _sources(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The calibration data that settings name; empty if they name none."""
+    return tuple((key, settings[key]) for key in SOURCES if key in settings)
 
 
 def render(rows: Sequence[Row], style: str) -> str:
