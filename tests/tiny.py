@@ -28,6 +28,7 @@ from sst_merge.adapter import Update, Updates
 from sst_merge.inference import Encoded, encode
 from sst_merge.models import Base, prepare_base
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
+from sst_merge.statistics.kronecker_factors import panels
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import BASIS_FILE, PatchBasis, save_tensors
 from sst_merge.weights import applied
@@ -303,7 +304,9 @@ def random_factors(
         for data in ("safety", "utility"):
             for factor, size in zip(("left", "right"), coordinate_shape(update, bases[name]), strict=True):
                 drawn = torch.randn(tokens, size, generator=rng) * torch.rand(size, generator=rng) * (1 + number % 3)
-                sums[f"{name}/{data}/{factor}"] = drawn.T @ drawn
+                drawn = drawn.double()
+                for panel, (start, end) in enumerate(panels(size)):
+                    sums[f"{name}/{data}/{factor}/{panel}"] = drawn[:, start:end].T @ drawn[:, start:]
             sums[f"{name}/{data}/tokens"] = torch.tensor([float(tokens)])
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})

@@ -95,8 +95,9 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
                 if compact.rank:
                     weight.copy_(at_least_float32(weight) + compact.dense().to(weight.device))
                 change = at_least_float32(weight) - at_least_float32(kept[name].to(weight.device))
-                squared += float(change.double().square().sum())
-                if not bool(change.any()):
+                norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
+                squared += norm**2
+                if norm == 0:
                     unchanged.append(name)
         weights = weights_sha256(base.model)
         if handles:  # what acts beside the weights is part of what is evaluated

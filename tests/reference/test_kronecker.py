@@ -14,7 +14,7 @@ from sst_merge.inference import Encoded
 from sst_merge.kronecker import KroneckerFisher, kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.methods.keep import Keep
 from sst_merge.models import Base
-from sst_merge.statistics import KroneckerFactors, SampleGradients
+from sst_merge.statistics import KroneckerFactors, SampleGradients, kronecker_factors
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
 from sst_merge.weights import applied
@@ -234,7 +234,10 @@ def tokens_one_by_one(base: Base, name: str, basis: PatchBasis, sample: Encoded)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_measured_factors_equal_a_loop_over_tokens(family: Family, batch_size: int, tmp_path: Path) -> None:
+def test_measured_factors_equal_a_loop_over_tokens(
+    family: Family, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kronecker_factors, "PANEL_ROWS", 9)  # several panels, as of a large model's factors
     base = tiny_base(family, seed=3, dtype=torch.float64)
     bases = patch_bases(random_adapter(base, rank=3, seed=1))
     samples = encoded_conversations(base)

@@ -1,5 +1,6 @@
 """Kronecker factors on disk: restarts, bytes, nothing skipped."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_a_killed_calibration_ends_with_the_same_bytes(
 ) -> None:
     whole = measure(llama, tmp_path / "whole")
     monkeypatch.setattr(kronecker_factors, "SAVING_SHARE", every)
+    monkeypatch.setattr(kronecker_factors, "WRITTEN_PER_SECOND", math.inf)  # the first batch's sums are written
     done: list[int] = []
 
     def stop_after_the_second(samples: int) -> None:
@@ -60,6 +62,45 @@ def test_a_killed_calibration_ends_with_the_same_bytes(
     measure(llama, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert KroneckerFactors.load(tmp_path / "killed").weights == whole.weights
+
+
+def test_sums_that_take_long_to_write_wait_for_more_batches(
+    llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = kronecker_factors._Sums.write
+
+    def counting(sums: kronecker_factors._Sums, path: Path) -> None:
+        written.append(sums.batches)
+        write(sums, path)
+
+    monkeypatch.setattr(kronecker_factors._Sums, "write", counting)
+    monkeypatch.setattr(kronecker_factors, "WRITTEN_PER_SECOND", 1.0)
+    measure(llama, tmp_path)
+    assert written == [3]  # eight samples in batches of three
+
+
+def test_a_factor_is_stored_once_and_comes_back_symmetric(llama: Base, tmp_path: Path) -> None:
+    sums = kronecker_factors._Sums()
+    rng = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(4, 30, size, generator=rng) for size in (kronecker_factors.PANEL_ROWS * 5 + 1, 3))
+    sums.add_tokens(
+        "layer", left, right, torch.tensor([1.0, 0.5, 2.0, 1.0]).double(), torch.tensor([True, True, False, False])
+    )
+    kronecker_factors.save_tensors(tmp_path / "sums.safetensors", sums.tensors)
+    factors = KroneckerFactors(tmp_path, 2, (1.0, 0.5, 2.0, 1.0), {"layer": "output"})
+    size = left.shape[2]
+    assert len(kronecker_factors.panels(size)) == kronecker_factors.PANELS
+    stored = sum(value.numel() for key, value in sums.tensors.items() if key.startswith("layer/safety/left"))
+    assert size * (size + 1) / 2 < stored < 0.66 * size**2
+    for fisher, chosen, weights in zip(
+        factors.fishers("layer"), ([0, 1], [2, 3]), ([1.0, 0.5], [2.0, 1.0]), strict=True
+    ):
+        weight = torch.tensor(weights).double()
+        for found, tokens, total in ((fisher.left, left, sum(weights)), (fisher.right, right, 30 * sum(weights))):
+            wanted = torch.einsum("s,sti,stj->ij", weight, tokens[chosen].double(), tokens[chosen].double()) / total
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+            assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "interrupted"])
@@ -118,8 +159,8 @@ def test_a_token_whose_gradient_is_not_finite_is_not_taken_for_rounding(value: f
     left, right = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
     left[0, 1, 2] = value
     sums = kronecker_factors._Sums()
-    sums.add_tokens("layer", left, right, torch.ones(2), torch.tensor([True, False]))
-    assert not bool(sums.tensors["layer/safety/left"].isfinite().all())
+    sums.add_tokens("layer", left, right, torch.ones(2).double(), torch.tensor([True, False]))
+    assert not bool(sums.tensors["layer/safety/left/0"].isfinite().all())
     assert float(sums.tensors["layer/safety/tokens"]) == float(sums.tensors["layer/utility/tokens"]) == 3.0
 
 

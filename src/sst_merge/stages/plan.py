@@ -25,6 +25,7 @@ from sst_merge.inference import check_room, encode
 from sst_merge.models import QUANTISED, Encoder, architecture, check_weights, load_encoder, model_identity, placement
 from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
 from sst_merge.statistics import Request
+from sst_merge.statistics.kronecker_factors import stored_numbers
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import AnswerTask, LmEval, build_task
 
@@ -335,7 +336,7 @@ def _detectable_differences(made: Plan) -> dict[str, float | None]:
 
 
 def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
-    """Size of all statistics: gradients of every sample in float32, or two factors of each data set in float64."""
+    """Size of all statistics: gradients of every sample in float32, or the panels of two factors in float64."""
     calibration = made.config.calibration
     points = 2 if calibration is not None and calibration.has_two_points else 1
     samples = points * (len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility))
@@ -345,7 +346,8 @@ def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
             small = min(module["shape"])
             rank = module["coordinates"] // small
             is_factors = request.statistic == "kronecker_factors"
-            total += 8 * 2 * (small**2 + rank**2) if is_factors else 4 * samples * rank * small
+            factors = 8 * 2 * (stored_numbers(small) + stored_numbers(rank))
+            total += factors if is_factors else 4 * samples * rank * small
     return total
 
 

@@ -10,7 +10,8 @@ al. 2023, arXiv:2311.00636)::
 
 so that the left factor carries the scale of a whole answer's gradient, as in the exact structure. Tokens are those
 that the answer's likelihood depends on at this module: prompt and answer, but neither padding nor the last token nor
-any other whose gradient is zero but for rounding. They are summed as they come; nothing is kept per token.
+any other whose gradient is zero but for rounding. They are summed as they come; nothing is kept per token, and of the
+sums, which are symmetric, little more than one triangle: panels of columns, each from the diagonal on.
 """
 
 import time
@@ -43,7 +44,13 @@ SUMS_FILE = "sums.safetensors"
 BATCHES = "batches"
 """Key of the number of batches that the sums hold; no module has this name."""
 SAVING_SHARE = 0.1
-"""Sums are written no more often than takes this share of the time: for a 7B model they are some 60 GB."""
+"""Sums are written no more often than takes this share of the time: for a 7B model they are some 28 to 38 GB."""
+WRITTEN_PER_SECOND = 3e8
+"""Bytes; what the first writing is taken to manage."""
+PANELS = 4
+"""Into how many panels a factor is cut: more come closer to one triangle, and multiply thinner matrices."""
+PANEL_ROWS = 64
+"""A panel has no fewer rows: a small factor is one panel."""
 
 
 ROUNDING = 1e-5
@@ -61,6 +68,11 @@ class _Sums:
     def batches(self) -> int:
         return int(self.tensors[BATCHES])
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def add(self, key: str, value: Tensor) -> None:
         if key in self.tensors:
             self.tensors[key].add_(value.cpu())
@@ -74,7 +86,7 @@ class _Sums:
             NumericalError: If one is NaN or infinite.
         """
         for key, value in self.tensors.items():
-            if not bool(torch.isfinite(value).all()):
+            if not bool(torch.isfinite(value.sum())):  # NaN and infinity stay what they are in a sum
                 name = key.partition("/")[0]
                 raise NumericalError(f"the gradient at module '{name}' is NaN or infinite. Calibrate in float32.")
         save_tensors(path, self.tensors)
@@ -84,7 +96,7 @@ class _Sums:
         name: str,
         left: Float[Tensor, "batch seq rows"],
         right: Float[Tensor, "batch seq columns"],
-        weights: Float[Tensor, " batch"],
+        weights: Float64[Tensor, " batch"],
         is_safety: Bool[Tensor, " batch"],
     ) -> None:
         """Add one module's tokens of one batch."""
@@ -92,12 +104,14 @@ class _Sums:
         is_rounding = norms <= ROUNDING * norms.amax(dim=1, keepdim=True)
         reached = ~(is_rounding & norms.isfinite().all(dim=1, keepdim=True))  # NaN and infinity are found when written
         for data, chosen in (("safety", is_safety), ("utility", ~is_safety)):
-            kept = reached & chosen[:, None]
-            weight = weights[:, None].expand_as(kept)[kept][:, None]  # (tokens, 1)
-            for factor, values in (("left", left[kept].double()), ("right", right[kept].double())):
+            kept = (reached & chosen[:, None]).flatten().nonzero()[:, 0]  # positions of tokens in the batch
+            weight = weights.repeat_interleave(left.shape[1])[kept]
+            for factor, values in (("left", left), ("right", right)):
                 # In float64: rounding of float32 products is a direction of its own where tokens have none.
-                self.add(f"{name}/{data}/{factor}", (values * weight).T @ values)
-            self.add(f"{name}/{data}/tokens", weight.sum(dim=0))
+                scaled = values.flatten(end_dim=1).index_select(0, kept).double().mul_(weight.sqrt()[:, None])
+                for number, (start, end) in enumerate(panels(scaled.shape[1])):
+                    self.add(f"{name}/{data}/{factor}/{number}", scaled[:, start:end].T @ scaled[:, start:])
+            self.add(f"{name}/{data}/tokens", weight.sum(dim=0, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,8 @@ class KroneckerFactors(Stored):
     ) -> "KroneckerFactors":
         """Fill ``folder``; a measurement that was interrupted goes on after the last sums that were written.
 
-        Memory: both factors of both data sets for every module in float64, ``16 (rows^2 + columns^2)`` bytes.
+        Memory: both factors of both data sets for every module in float64, ``10 (rows^2 + columns^2)`` bytes where
+        they are large, up to ``16 (rows^2 + columns^2)`` where they are small.
 
         Args:
             base: The model at the point of linearisation.
@@ -143,13 +158,14 @@ class KroneckerFactors(Stored):
         bases = fixed_bases(folder, bases, processes)
         file = _sums_file(folder, processes.rank, processes.count)
         sums = _Sums(TensorFile(file).tensors() if file.is_file() else None)
-        written, cost = time.monotonic(), 0.0
+        written, cost = time.monotonic(), None
         own = range(processes.rank, len(batches), processes.count)
         for number, positions in enumerate(batches):
             if number in own[sums.batches :]:
                 _add_batch(base, bases, samples, positions, sums, safety_samples, weights, draws)
                 start = time.monotonic()
-                if cost <= SAVING_SHARE * (start - written) or number == own[-1]:
+                expected = sums.size / WRITTEN_PER_SECOND if cost is None else cost
+                if expected <= SAVING_SHARE * (start - written) or number == own[-1]:
                     sums.write(file)
                     written = time.monotonic()
                     cost = written - start
@@ -173,15 +189,25 @@ class KroneckerFactors(Stored):
         """The safety and the utility Fisher of one module, not damped."""
         totals = (sum(self.weights[: self.safety_samples]), sum(self.weights[self.safety_samples :]))
         file = TensorFile(self.folder / SUMS_FILE)
-        parts = [
-            [file.tensor(f"{name}/{data}/{part}").double() for part in ("left", "right", "tokens")]
-            for data in ("safety", "utility")
-        ]
         safety, utility = (
-            KroneckerFisher(_symmetric(left / total), _symmetric(right / max(float(tokens), 1e-300)))
-            for total, (left, right, tokens) in zip(totals, parts, strict=True)
+            KroneckerFisher(
+                _factor(file, f"{name}/{data}/left") / total,
+                _factor(file, f"{name}/{data}/right") / max(float(file.tensor(f"{name}/{data}/tokens")), 1e-300),
+            )
+            for data, total in zip(("safety", "utility"), totals, strict=True)
         )
         return safety, utility
+
+
+def panels(size: int) -> list[tuple[int, int]]:
+    """First row, and the row after the last, of each panel of a symmetric matrix; a panel starts at the diagonal."""
+    rows = max(PANEL_ROWS, -(-size // PANELS))
+    return [(start, min(start + rows, size)) for start in range(0, size, rows)]
+
+
+def stored_numbers(size: int) -> int:
+    """How many numbers the panels of a symmetric matrix hold."""
+    return sum((end - start) * (size - start) for start, end in panels(size))
 
 
 def _add_batch(
@@ -228,5 +254,12 @@ def _sums_file(folder: Path, rank: int, count: int) -> Path:
     return folder / (SUMS_FILE if count == 1 else f"sums-{rank}-of-{count}.safetensors")
 
 
-def _symmetric(matrix: Float64[Tensor, "size size"]) -> Float64[Tensor, "size size"]:
-    return (matrix + matrix.T) / 2
+def _factor(file: TensorFile, key: str) -> Float64[Tensor, "size size"]:
+    """One factor's sum out of its panels, symmetric to the last bit."""
+    first = file.tensor(f"{key}/0")
+    size = first.shape[1]
+    upper = first.new_zeros(size, size)
+    for number, (start, end) in enumerate(panels(size)):
+        upper[start:end, start:] = file.tensor(f"{key}/{number}")
+    upper = upper.triu()
+    return upper + upper.triu(1).T
