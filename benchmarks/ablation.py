@@ -59,7 +59,7 @@ from sst_merge.stages.train import train
 from sst_merge.statistics import STATISTICS, PooledGradients, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
-from sst_merge.weights import applied
+from sst_merge.weights import added, applied
 from sst_merge.wheels import replace_file
 
 ROOT = Path(__file__).parents[1]
@@ -380,7 +380,7 @@ class Cell:
             utility, safety = self.updates()
             samples, weights, count = distinct(encode_rows(base, rows), [row.weight for row in rows], safety_samples)
             point = utility if first is None else second_point(request, first, utility, safety, SilentReporter())
-            with applied(base, point, where.name):
+            with added(base, point, where.name):
                 kind.measure(
                     base,
                     patch_bases(safety, utility if request.span == "joint" else None),

@@ -30,7 +30,7 @@ from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import choose_side, patch_bases
-from sst_merge.weights import applied
+from sst_merge.weights import added
 
 VOCABULARY = 32_000
 ANSWER = 64
@@ -95,7 +95,7 @@ def nothing(options: argparse.Namespace) -> None:
     """Load the model and apply the utility adapter: what is there before anything is measured."""
     loaded = model(options)
     base = Base("random", loaded, SimpleNamespace(pad_token_id=0), linear_modules(loaded), frozenset({2}))
-    with applied(base, adapters(options)[0], "random"):
+    with added(base, adapters(options)[0], "random"):
         reset_peak(options)
 
 
@@ -106,7 +106,7 @@ def calibrate(options: argparse.Namespace) -> None:
     utility, safety = adapters(options)
     ids = torch.randint(3, VOCABULARY, (options.samples, options.tokens)).tolist()
     samples = [Encoded(tuple(row), options.tokens - ANSWER) for row in ids]
-    with applied(base, utility, "random"):
+    with added(base, utility, "random"):
         reset_peak(options)
         SampleGradients.measure(
             base,

@@ -39,7 +39,7 @@ from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import choose_side, patch_bases
 from sst_merge.statistics.stored import save_tensors
-from sst_merge.weights import applied
+from sst_merge.weights import added
 
 ROOT = Path(__file__).parents[1]
 REFUSALS = "examples/data/refusals.txt"
@@ -99,7 +99,7 @@ def loop(base: Base, model: torch.nn.Module, chosen: list[Encoded], batch_size: 
 def measured(base: Base, kind: type, chosen: list[Encoded], safety: int, batch_size: int, folder: Path) -> None:
     """One calibration at the utility adapter, its files written."""
     updates = [read_adapter(ROOT / f"examples/adapters/{name}").updates for name in ("utility", "safety")]
-    with applied(base, updates[0], "utility"):
+    with added(base, updates[0], "utility"):
         kind.measure(
             base,
             patch_bases(updates[1]),

@@ -58,7 +58,7 @@ class Applied:
 
 
 @contextmanager
-def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
+def added(base: Base, updates: Updates, where: str) -> Iterator[dict[str, Tensor]]:
     """The base with ``W + b @ a`` in place of ``W``, in float32 and cast once; the old weights come back on exit.
 
     Meanwhile the old weights of the changed modules wait in host memory, so that a GPU holds the model once. A
@@ -70,46 +70,62 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
         updates: Added to the weights; empty for the base itself.
         where: Name for error messages.
 
+    Yields:
+        The old weights of the modules whose weight may have changed, on the CPU.
+
     Raises:
         ModelError: If a module is missing, has another shape or shares its weight.
     """
     check_modules(base, updates, where)
-    beside = {name: updates[name] for name in sorted(updates) if is_quantised(base.modules[name])}
-    inside = {name: updates[name] for name in sorted(updates) if name not in beside}
-    kept = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in inside}
-    squared, unchanged, handles, digest = 0.0, [], [], hashlib.sha256()
+    inside = [name for name in sorted(updates) if not is_quantised(base.modules[name])]
+    old = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in inside}
+    handles = []
     try:
-        for name, update in beside.items():
-            compact = update.without_zero_components()
-            squared += squared_norm(compact)
-            if compact.rank:
-                handles.append(_add_beside(base.modules[name], compact, base.dtype))
-                for factor in (compact.b, compact.a):
-                    digest.update(f"{name} {tuple(factor.shape)}\n".encode() + factor.contiguous().numpy().tobytes())
-            else:
-                unchanged.append(name)
         with torch.no_grad():
-            for name, update in inside.items():
+            for name in sorted(updates):
+                compact = updates[name].without_zero_components()
                 weight = base.modules[name].weight
-                compact = update.without_zero_components()
-                if compact.rank:
+                if not compact.rank:
+                    continue
+                if name in old:
                     weight.copy_(at_least_float32(weight) + compact.dense().to(weight.device))
-                change = at_least_float32(weight) - at_least_float32(kept[name].to(weight.device))
-                norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
-                squared += norm**2
-                if norm == 0:
-                    unchanged.append(name)
-        weights = weights_sha256(base.model)
-        if handles:  # what acts beside the weights is part of what is evaluated
-            digest.update(weights.encode())
-            weights = digest.hexdigest()
-        yield Applied(weights, squared**0.5, tuple(unchanged))
+                else:
+                    handles.append(_add_beside(base.modules[name], compact, base.dtype))
+        yield old
     finally:
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            for name, weight in kept.items():
+            for name, weight in old.items():
                 base.modules[name].weight.copy_(weight)
+
+
+@contextmanager
+def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
+    """:func:`added`, and what it did to the weights: for whoever reports on the model that comes of it."""
+    with added(base, updates, where) as old:
+        squared, unchanged, digest = 0.0, [], hashlib.sha256()
+        beside = [name for name in sorted(updates) if name not in old]
+        for name in beside:
+            compact = updates[name].without_zero_components()
+            squared += squared_norm(compact)
+            if not compact.rank:
+                unchanged.append(name)
+                continue
+            for factor in (compact.b, compact.a):
+                digest.update(f"{name} {tuple(factor.shape)}\n".encode() + factor.contiguous().numpy().tobytes())
+        for name, before in old.items():
+            weight = base.modules[name].weight.detach()
+            change = at_least_float32(weight) - at_least_float32(before.to(weight.device))
+            norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
+            squared += norm**2
+            if norm == 0:
+                unchanged.append(name)
+        weights = weights_sha256(base.model)
+        if any(name not in unchanged for name in beside):
+            digest.update(weights.encode())  # what acts beside the weights is part of what is evaluated
+            weights = digest.hexdigest()
+        yield Applied(weights, squared**0.5, tuple(unchanged))
 
 
 def _add_beside(module: nn.Linear, update: Update, dtype: torch.dtype) -> Any:

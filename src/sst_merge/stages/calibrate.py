@@ -35,7 +35,7 @@ from sst_merge.statistics import (
 )
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import ALONE
-from sst_merge.weights import applied, check_modules
+from sst_merge.weights import added, check_modules
 
 TITLES = {"sample_gradients": "per-sample gradients", "kronecker_factors": "Kronecker factors"}
 
@@ -231,7 +231,7 @@ def _measure(
     else:
         title += ", second point"
         point = second_point(request, first, utility, safety, reporter)
-    with applied(base, point, made.where("utility")), reporter.task(title, len(samples)) as advance:
+    with added(base, point, made.where("utility")), reporter.task(title, len(samples)) as advance:
         STATISTICS[request.statistic].measure(
             base,
             patch_bases(safety, utility if request.span == "joint" else None),
