@@ -117,6 +117,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST kfac": ("sst", {"fisher": "kfac"}, PRICES),
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
+    "SST kfac, price 10": ("sst", {"fisher": "kfac", "keep": {"soft": 10}}, ({},)),
+    "SST diagonal, price 10": ("sst", {"fisher": "diagonal", "keep": {"soft": 10}}, ({},)),
     ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     TWO_POINTS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     OWN_REFUSALS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
@@ -127,20 +129,24 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
+LOWER_PRICE = ("SST kfac, price 10", "SST diagonal, price 10")
+"""Structures that keep too little of the safety update at the default price."""
 DAMPINGS = ("SST damping 0.1", "SST damping 10")
-STRETCHED = {"SST damping 20": 2.0, TWO_POINTS: 2.0}
+STRETCHED = {"SST damping 20": 2.0, TWO_POINTS: 2.0, **dict.fromkeys(LOWER_PRICE, 1.5)}
 """Factor on the strengths of all trials of a variant, of which less of the safety update's effect is left."""
 FISHER_MERGING = "Fisher merging"
 MAIN = ("SST", "task arithmetic", "TIES", "DARE")
 EVERYWHERE = (MAIN, (FISHER_MERGING,))
 GROUPS = (
     MAIN,
-    *((name,) for name in STRETCHED),
+    ("SST damping 20",),
+    (TWO_POINTS,),
     DAMPINGS,
     (FISHER_MERGING,),
     (ANSWERS_ONLY,),
     (OWN_REFUSALS,),
     STRUCTURES,
+    LOWER_PRICE,
 )
 """In the order in which they are run: first what reads the same statistics, then what is calibrated anew."""
 

@@ -25,7 +25,7 @@ from ablation import (
     OWN_REFUSALS,
     ROOT,
     SIZES,
-    STRETCHED,
+    TWO_POINTS,
     Merged,
     append,
     cells_of,
@@ -44,7 +44,7 @@ from sst_merge.stages.plan import rows_sha256
 from sst_merge.weights import applied
 
 BASELINE = "task arithmetic"
-METHODS = (OURS, *STRETCHED, OWN_REFUSALS, BASELINE)
+METHODS = (OURS, "SST damping 20", TWO_POINTS, OWN_REFUSALS, BASELINE)
 TARGETS = (0.6, 0.7, 0.8, 0.95)
 BEYOND = (2.5, 3.0)
 """Strengths beside those of the ablation, whose highest, 2, need not be enough for prompts unlike the calibration's."""
@@ -139,7 +139,7 @@ def main() -> None:
     utility, safety = cell.updates()
     arms: dict[str, Updates] = {"base": {}, "utility": utility, "safety": safety}
     wanted = [trial for trial in trials(METHODS) if trial.settings["utility_weight"] == 1]
-    strongest = [t for t in wanted if t.settings["strength"] == 2 and t.variant not in STRETCHED]
+    strongest = [t for t in wanted if t.settings["strength"] == 2 and t.variant in {OURS, OWN_REFUSALS, BASELINE}]
     wanted += [
         replace(trial, settings={**trial.settings, "strength": strength}) for trial in strongest for strength in BEYOND
     ]
