@@ -117,8 +117,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
     "SST kfac": ("sst", {"fisher": "kfac"}, PRICES),
     "SST diagonal": ("sst", {"fisher": "diagonal"}, PRICES),
     "SST none": ("sst", {"fisher": "none"}, PRICES),
-    "SST kfac, price 10": ("sst", {"fisher": "kfac", "keep": {"soft": 10}}, ({},)),
-    "SST diagonal, price 10": ("sst", {"fisher": "diagonal", "keep": {"soft": 10}}, ({},)),
+    "SST kfac at price 10": ("sst", {"fisher": "kfac", "keep": {"soft": 10}}, ({},)),
+    "SST diagonal at price 10": ("sst", {"fisher": "diagonal", "keep": {"soft": 10}}, ({},)),
     ANSWERS_ONLY: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     TWO_POINTS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
     OWN_REFUSALS: ("sst", {"fisher": "exact", "scope": "module"}, PRICES),
@@ -129,7 +129,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], Sequence[dict[str, Any]]]] = {
 """Method, fixed settings, and values of its own dial. Fisher merging (Matena and Raffel 2022) is the diagonal rule on
 S - U; both Fishers are taken at the utility adapter here. Its dial is the ratio of its two weights."""
 STRUCTURES = ("SST global", "SST kfac", "SST diagonal", "SST none")
-LOWER_PRICE = ("SST kfac, price 10", "SST diagonal, price 10")
+LOWER_PRICE = ("SST kfac at price 10", "SST diagonal at price 10")
 """Structures that keep too little of the safety update at the default price."""
 DAMPINGS = ("SST damping 0.1", "SST damping 10")
 STRETCHED = {"SST damping 20": 2.0, TWO_POINTS: 2.0, **dict.fromkeys(LOWER_PRICE, 1.5)}
