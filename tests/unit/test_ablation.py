@@ -613,6 +613,36 @@ def test_every_interval_on_the_page_is_in_the_report_of_the_scores() -> None:
     assert [interval for interval in shown if interval not in report] == []
 
 
+def test_what_was_tried_on_prompts_of_other_people_is_what_the_scores_say() -> None:
+    page = (STORED.parent / "ablation-smollm2.md").read_text(encoding="utf-8")
+    section = page.split("\n## Shrinkage toward kfac")[1].partition("\n## ")[0]
+    for adapter in ("balanced", "blunt"):
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in section.splitlines()
+            if line.startswith(f"| {adapter}")
+        ]
+        header = rows.pop(0)
+        assert header[0] == f"{adapter} adapter, strength"
+        shown = {
+            (name, float(strength.split()[-1])): told
+            for strength, *cells in rows
+            for name, told in zip(header[1:], cells, strict=True)
+            if told
+        }
+        file = STORED.parent / "other_prompts" / "tried" / f"{adapter}.jsonl"
+        stored = {
+            (line["tried"], line["strength"]): line["scores"] for line in map(json.loads, file.read_text().splitlines())
+        }
+        assert shown.keys() >= stored.keys()
+        for key, scores in stored.items():
+            harmful, harmless, right = (
+                100 * sum(scores[task]) / len(scores[task]) for task in ("refusal", "over_refusal", "utility")
+            )
+            assert shown[key] == f"{harmful:.1f} / {harmless:.1f}, {right:.0f}", key
+            assert (len(scores["refusal"]), len(scores["over_refusal"])) == (341, 450)
+
+
 def test_prompts_of_other_people_are_compared_at_equal_refusals(ablation: ModuleType) -> None:
     other = importlib.import_module("other_prompts")
 
