@@ -102,7 +102,10 @@ def added(base: Base, updates: Updates, where: str) -> Iterator[dict[str, Tensor
 
 @contextmanager
 def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
-    """:func:`added`, and what it did to the weights: for whoever reports on the model that comes of it."""
+    """:func:`added`, and what it did to the weights: for whoever reports on the model that comes of it.
+
+    Arguments and errors are those of :func:`added`.
+    """
     with added(base, updates, where) as old:
         squared, unchanged, digest = 0.0, [], hashlib.sha256()
         beside = [name for name in sorted(updates) if name not in old]

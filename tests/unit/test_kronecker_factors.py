@@ -80,7 +80,7 @@ def test_sums_that_take_long_to_write_wait_for_more_batches(
     assert written == [3]  # eight samples in batches of three
 
 
-def test_a_factor_is_stored_once_and_comes_back_symmetric(llama: Base, tmp_path: Path) -> None:
+def test_a_factor_is_stored_once_and_comes_back_symmetric(tmp_path: Path) -> None:
     sums = kronecker_factors._Sums()
     rng = torch.Generator().manual_seed(0)
     left, right = (torch.randn(4, 30, size, generator=rng) for size in (kronecker_factors.PANEL_ROWS * 5 + 1, 3))

@@ -345,9 +345,10 @@ def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
         for module in modules.values():
             small = min(module["shape"])
             rank = module["coordinates"] // small
-            is_factors = request.statistic == "kronecker_factors"
-            factors = 8 * 2 * (stored_numbers(small) + stored_numbers(rank))
-            total += factors if is_factors else 4 * samples * rank * small
+            if request.statistic == "kronecker_factors":
+                total += 8 * 2 * (stored_numbers(small) + stored_numbers(rank))
+            else:
+                total += 4 * samples * rank * small
     return total
 
 

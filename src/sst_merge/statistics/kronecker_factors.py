@@ -11,7 +11,7 @@ al. 2023, arXiv:2311.00636)::
 so that the left factor carries the scale of a whole answer's gradient, as in the exact structure. Tokens are those
 that the answer's likelihood depends on at this module: prompt and answer, but neither padding nor the last token nor
 any other whose gradient is zero but for rounding. They are summed as they come; nothing is kept per token, and of the
-sums, which are symmetric, little more than one triangle: panels of columns, each from the diagonal on.
+sums, which are symmetric, little more than one triangle: panels of rows, each from the diagonal on.
 """
 
 import time
@@ -50,9 +50,7 @@ WRITTEN_PER_SECOND = 3e8
 PANELS = 4
 """Into how many panels a factor is cut: more come closer to one triangle, and multiply thinner matrices."""
 PANEL_ROWS = 64
-"""A panel has no fewer rows: a small factor is one panel."""
-
-
+"""A panel has no fewer rows, but for the last one: a small factor is one panel."""
 ROUNDING = 1e-5
 """A token whose gradient has no more than this share of the norm of its sample's largest does not count: gradients that
 are zero come out at 1e-6 and less (the first token's query attends to one key), on some machines exactly zero."""

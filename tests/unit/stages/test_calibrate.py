@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
@@ -155,6 +156,21 @@ def test_two_points_take_the_first_from_where_it_is_and_no_setting_of_the_method
     other = made(inputs, tmp_path / "other", changed, point="utility_and_merged", **store)
     write_plan(other, command="test")
     assert calibrate(other, LazyBase(no_model), SilentReporter()).folders() == statistics_folders(both)
+
+
+def test_the_plan_foretells_what_kronecker_factors_take(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sst_merge.statistics.kronecker_factors.PANEL_ROWS", 9)  # several panels a factor
+    planned = made(inputs, tmp_path / "run", {"fisher": "kfac"})
+    (found,) = calibrated(planned, base).found.values()
+    factors = {
+        key: value
+        for key, value in load_file(found.folder / "sums.safetensors").items()
+        if key.split("/")[-1].isdigit()
+    }
+    assert any(key.endswith("/3") for key in factors)
+    assert sum(value.nbytes for value in factors.values()) == describe(planned)["statistics_bytes"]
 
 
 def test_of_refusals_of_harmless_prompts_only_the_first_tokens_count_and_of_others_once_more(
