@@ -80,6 +80,10 @@ class MergeMethod(BaseModel, ABC):
             name, utility, safety, statistics.gradients(*span_and_form), statistics.factors(*span_and_form)
         )
 
+    def notes(self, where: str) -> list[str]:
+        """What a user should hear of these parameters before the run; ``where`` is their place in the run file."""
+        return [f"{where}.strength is 0: nothing of the safety adapter is added"] if self.strength == 0 else []
+
     def prepare(self, modules: Iterable[ModuleInputs]) -> Any:
         """Look at all modules once; the result reaches every :meth:`merge_module`. By default nothing."""
         del modules

@@ -33,6 +33,8 @@ from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
 
 STATISTIC_OF = {"exact": "sample_gradients", "diagonal": "sample_gradients", "kfac": "kronecker_factors"}
+PRICE = 100.0
+"""Chosen for the exact Fisher (docs/decisions/0011)."""
 TINY = torch.finfo(torch.float64).tiny
 OUTSIDE = 1e-4
 """A patch whose squared norm lies outside the coordinates by more than this fraction has foreign statistics."""
@@ -70,7 +72,7 @@ class Sst(MergeMethod):
     scope: Literal["module", "global"] = "module"
     """One eigenproblem per module, or one for the whole network (exact Fisher only; with calibration.harmless it lost
     refusals and task where it was tried)."""
-    keep: Keep = Keep(soft=100.0)
+    keep: Keep = Keep(soft=PRICE)
     """Rule that chooses directions: {soft: price}, {directions: number}, {threshold: lambda} or {energy: share}."""
     patch: PatchForm = "add"
     """What is steered: add (S, the safety update) or interpolate (S - U, which ends at the safety model)."""
@@ -95,6 +97,17 @@ class Sst(MergeMethod):
     def requires(self) -> frozenset[str]:
         """The statistic that the Fisher structure is made from; nothing for ``none``."""
         return frozenset({STATISTIC_OF[self.fisher]} if self.fisher in STATISTIC_OF else ())
+
+    def notes(self, where: str) -> list[str]:
+        """Also of a price that was chosen for another Fisher structure; measured in docs/results."""
+        found = super().notes(where)
+        if self.fisher in {"kfac", "diagonal"} and (self.keep.soft or 0) >= PRICE and self.patch == "add":
+            found.append(
+                f"{where}.keep.soft is {self.keep.soft:g}: {PRICE:g} was chosen for fisher exact. With fisher "
+                f"{self.fisher} it kept so little of the safety adapter that at most half of the harmful prompts were "
+                "refused where it was tried; begin with 10"
+            )
+        return found
 
     def coordinates(self) -> tuple[Span, PatchForm]:
         """The fields of these names."""

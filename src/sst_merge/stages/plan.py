@@ -135,8 +135,9 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
     if identity["inputs"]["utility"] == identity["inputs"]["safety"]:
         notes.append("adapters.utility and adapters.safety are one and the same: there is nothing to merge")
-    if config.method.strength == 0:
-        notes.append("method.strength is 0: nothing of the safety adapter is added")
+    notes += config.method.notes("method")
+    for number, method in enumerate(config.comparisons):
+        notes += method.notes(f"comparisons.{number}")
     if config.calibration is not None and requests(config):
         notes += _harmless_notes(config.calibration, inputs)
     notes += _answer_notes(inputs)

@@ -256,6 +256,7 @@ def test_prompts_that_are_used_twice_are_shown(inputs: Path, tmp_path: Path) -> 
     ("changes", "expected"),
     [
         ({"method": {"name": "ties", "strength": 0}}, "method.strength is 0: nothing of the safety adapter"),
+        ({"comparisons": [{"name": "ties", "strength": 0}]}, "comparisons.0.strength is 0: nothing of the safety"),
         ({"adapters": "same"}, "adapters.utility and adapters.safety are one and the same"),
     ],
 )
@@ -264,6 +265,29 @@ def test_a_merge_that_merges_nothing_is_noted(inputs: Path, changes: dict[str, A
         changes = {"adapters": {role: str(inputs / "safety") for role in ("utility", "safety")}}
     assert not any(note.startswith(expected) for note in made(inputs).notes)
     assert sum(note.startswith(expected) for note in made(inputs, **changes).notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "is_noted"),
+    [
+        ({"fisher": "kfac"}, True),
+        ({"fisher": "diagonal", "keep": {"soft": 250}}, True),
+        ({"fisher": "diagonal", "keep": {"soft": 10}}, False),
+        ({"fisher": "diagonal", "keep": {"directions": 8}}, False),
+        ({"fisher": "diagonal", "span": "joint", "patch": "interpolate"}, False),  # Fisher merging
+        ({"fisher": "none"}, False),
+        ({}, False),
+    ],
+)
+def test_a_price_for_another_structure_is_noted(inputs: Path, method: dict[str, Any], is_noted: bool) -> None:
+    settings = {"name": "sst", **method}
+    assert any("chosen for fisher exact" in note for note in made(inputs, method=settings).notes) == is_noted
+    if is_noted:
+        price = method.get("keep", {"soft": 100})["soft"]
+        compared = made(inputs, method={"name": "ties"}, comparisons=[settings])
+        (note,) = (note for note in compared.notes if "chosen for fisher exact" in note)
+        assert note.startswith(f"comparisons.0.keep.soft is {price}: 100 was chosen for fisher exact. With fisher ")
+        assert note.endswith("begin with 10")
 
 
 def test_unknown_training_rows_are_noted(inputs: Path) -> None:
