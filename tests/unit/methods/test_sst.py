@@ -4,7 +4,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -230,6 +232,37 @@ def test_global_scope_is_one_problem_over_the_coordinates_of_all_modules(damping
         torch.testing.assert_close(found[name], expected, **FLOAT32)
     module = dense(merge(Sst(keep=Keep(soft=4.0), damping_safety=damping_safety), gradients, NOTHING))
     assert not torch.allclose(module["a"], found["a"], atol=1e-4)  # curvature across modules matters
+
+
+@pytest.mark.parametrize("price", [0.5, 4.0])
+def test_one_price_spends_a_common_budget_best(price: float, tmp_path: Path) -> None:
+    """No other prices of the modules do better: a solver finds the same patch from the utility energy of all alone."""
+    gradients = random_gradients(tmp_path, SAFETY)
+    method = Sst(keep=Keep(soft=price), damping_safety=0.2)
+    found = dense(merge(method, gradients, NOTHING))
+    is_safety = gradients.is_safety()
+    starts, found_c, damped, utility = [], [], [], []
+    for name in SHAPES:
+        basis, rows = gradients.basis(name), gradients.rows(name).double()
+        f_s, f_u = (rows[part].T @ rows[part] for part in (is_safety, ~is_safety))
+        damped.append(f_s + 0.2 * f_s.trace() / len(f_s) * torch.eye(len(f_s), dtype=torch.float64))
+        utility.append(f_u)
+        starts.append(patch_coordinates(SAFETY[name], basis.q, basis.side).double().flatten())
+        found_c.append((found[name] @ basis.q.T if basis.side == "output" else basis.q @ found[name]).double().flatten())
+    f_s, f_u = (torch.block_diag(*blocks).numpy() for blocks in (damped, utility))
+    start, expected = torch.cat(starts).numpy(), torch.cat(found_c).numpy()
+    budget = expected @ f_u @ expected
+    assert budget < 0.9 * (start @ f_u @ start)  # it binds
+    solution = scipy.optimize.minimize(
+        lambda c: (c - start) @ f_s @ (c - start),
+        start,
+        jac=lambda c: 2 * f_s @ (c - start),
+        constraints={"type": "ineq", "fun": lambda c: budget - c @ f_u @ c, "jac": lambda c: -2 * f_u @ c},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert solution.success, solution.message
+    np.testing.assert_allclose(solution.x, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_without_safety_damping_what_no_sample_touches_is_dropped_and_with_it_kept(tmp_path: Path) -> None:
