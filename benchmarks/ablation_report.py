@@ -560,24 +560,44 @@ def prediction(line: dict[str, Any]) -> float | None:
     return 0.5 * settings["strength"] ** 2 * line["energies"]["utility_energy_kept"]
 
 
-def prediction_lines(results: Results) -> Iterator[str]:
-    """How the predicted losses rank with the measured ones on validation rows, among ours and among all variants."""
-    from scipy.stats import spearmanr
+def added_norm(line: dict[str, Any]) -> float | None:
+    """Frobenius norm of what a trial adds to the utility update; ``None`` where it was not written down."""
+    squared = line["energies"].get("squared_norm_kept")
+    return None if squared is None else line["settings"]["strength"] * squared**0.5
 
-    yield "\n## Predicted and measured loss\n\nSpearman's correlation over the trials that predict one, per cell:\n\n"
-    yield f"| cell | trials of {OURS} | correlation | trials of all variants | correlation |\n|---|---|---|---|---|\n"
+
+def prediction_lines(results: Results) -> Iterator[str]:
+    """How the predicted losses rank with the measured ones on validation rows, among ours and among all variants.
+
+    And beside them the plain norm of what is added, over the trials that have both.
+    """
+    yield "\n## Predicted and measured loss\n\nSpearman's correlation over the trials that predict one, per cell; "
+    yield "the norm is that of what a trial adds, where it was written down.\n\n"
+    yield f"| cell | trials of {OURS} | correlation | trials of all variants | correlation | trials with a norm "
+    yield "| predicted loss | norm |\n|---|---|---|---|---|---|---|---|\n"
     for name, cell in results.items():
         lines = cell["validation"]
-        pairs = [
-            (line["variant"], predicted, rate(line, "utility_nll") - rate(lines["utility"], "utility_nll"))
+        found = [
+            (line["variant"], rate(line, "utility_nll") - rate(lines["utility"], "utility_nll"), predicted, norm)
             for key, line in lines.items()
             if key not in ARMS and (predicted := prediction(line)) is not None
+            for norm in [added_norm(line)]
         ]
         cells = [name]
-        for chosen in ([pair for pair in pairs if pair[0] == OURS], pairs):
-            _, predicted, measured = zip(*chosen, strict=True)
-            cells += [str(len(chosen)), f"{spearmanr(predicted, measured).statistic:+.2f}"]
+        for chosen in ([each for each in found if each[0] == OURS], found):
+            cells += [str(len(chosen)), _rank(chosen, 2)]
+        both = [each for each in found if each[3] is not None]
+        cells += [str(len(both)), *(_rank(both, place) for place in (2, 3))]
         yield "| " + " | ".join(cells) + " |\n"
+
+
+def _rank(trials: Sequence[tuple[Any, ...]], place: int) -> str:
+    """Spearman's correlation of one column with the measured loss, the second one; empty for fewer than two trials."""
+    from scipy.stats import spearmanr
+
+    if len(trials) < 2:
+        return ""
+    return f"{spearmanr([each[place] for each in trials], [each[1] for each in trials]).statistic:+.2f}"
 
 
 def trial_lines(name: str, cell: dict[str, Lines]) -> Iterator[str]:

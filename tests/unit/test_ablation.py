@@ -368,6 +368,28 @@ def test_the_prediction_is_half_of_the_squared_strength_times_the_energy_kept(
     assert told.prediction({**trial, "energies": {}}) is None
 
 
+def test_predicted_losses_and_norms_are_ranked_over_the_same_trials(told: ModuleType) -> None:
+    """Four trials: loss grows with the norm, falls with the prediction; a fifth has no norm, a sixth no prediction."""
+
+    def line(variant: str, loss: float, strength: float, **energies: float) -> dict[str, Any]:
+        settings = {"utility_weight": 1.0, "strength": strength}
+        return {"variant": variant, "settings": settings, "energies": energies, "scores": {"utility_nll": [1 + loss]}}
+
+    lines = {"utility": {"scores": {"utility_nll": [1.0]}}}
+    lines["a"] = line("SST", 0.1, 1.0, utility_energy_kept=8.0, squared_norm_kept=1.0)
+    lines["b"] = line("SST", 0.2, 2.0, utility_energy_kept=1.0, squared_norm_kept=1.0)
+    lines["c"] = line("SST kfac", 0.3, 1.0, utility_energy_kept=2.0, squared_norm_kept=9.0)
+    lines["d"] = line("SST kfac", 0.4, 2.0, utility_energy_kept=0.25, squared_norm_kept=4.0)
+    lines["e"] = line("SST global", 0.0, 1.0, utility_energy_kept=0.1)
+    lines["f"] = line("SST none", 0.0, 1.0, squared_norm_kept=100.0)
+    *_, row = told.prediction_lines({"kinship/blunt/0": {"validation": lines, "test": {}}})
+    assert row == "| kinship/blunt/0 | 2 | -1.00 | 5 | +0.00 | 4 | -1.00 | +1.00 |\n"
+    assert told.added_norm(lines["d"]) == pytest.approx(4.0)
+    del lines["b"], lines["c"], lines["d"], lines["e"]
+    *_, row = told.prediction_lines({"kinship/blunt/0": {"validation": lines, "test": {}}})
+    assert row == "| kinship/blunt/0 | 1 |  | 1 |  | 1 |  |  |\n"
+
+
 @dataclass(frozen=True)
 class TinyCell:
     """What is asked of a cell."""

@@ -248,7 +248,9 @@ def test_one_price_spends_a_common_budget_best(price: float, tmp_path: Path) -> 
         damped.append(f_s + 0.2 * f_s.trace() / len(f_s) * torch.eye(len(f_s), dtype=torch.float64))
         utility.append(f_u)
         starts.append(patch_coordinates(SAFETY[name], basis.q, basis.side).double().flatten())
-        found_c.append((found[name] @ basis.q.T if basis.side == "output" else basis.q @ found[name]).double().flatten())
+        found_c.append(
+            (found[name] @ basis.q.T if basis.side == "output" else basis.q @ found[name]).double().flatten()
+        )
     f_s, f_u = (torch.block_diag(*blocks).numpy() for blocks in (damped, utility))
     start, expected = torch.cat(starts).numpy(), torch.cat(found_c).numpy()
     budget = expected @ f_u @ expected
