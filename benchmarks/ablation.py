@@ -1,6 +1,6 @@
 """The ablation: every method with the same number of trials, chosen on validation rows, shown on test rows.
 
-    python benchmarks/ablation.py --size cpu [--cell kinship/balanced/0] [--output runs/ablation]
+    python benchmarks/ablation.py --size cpu [--cell kinship/balanced/0] [--other-seeds 0 1 2] [--output runs/ablation]
 
 A cell is a utility task, a kind of safety adapter and a seed, by which all rows are drawn. Seed 0 takes the adapters in
 ``examples/adapters``; for every other seed they are trained anew by the same run files (20 minutes to an hour on 2
@@ -13,9 +13,9 @@ cores). In each cell
    scored on test rows by likelihood.
 
 Other dampings, structures of the Fisher matrices and calibration data are tried in the cells of the seeds that ``Size``
-names, after the main methods of all cells. All is appended to ``<output>/<cell>/<key>/*.jsonl`` trial by trial:
-killed, it goes on where it was. The key is a hash of adapters, rows and versions: with others, a cell starts anew; with
-other calibration data, what depends on them does.
+names (or ``--other-seeds``), after the main methods of all cells. All is appended to
+``<output>/<cell>/<key>/*.jsonl`` trial by trial: killed, it goes on where it was. The key is a hash of adapters, rows
+and versions: with others, a cell starts anew; with other calibration data, what depends on them does.
 ``report.md`` in the output folder is made of all cells that are complete.
 
 Likelihood: nats per token of reference answers, on harmful prompts of a refusal ("safety"), on utility prompts of the
@@ -640,6 +640,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--cell", action="append", help="utility/safety/seed; all of the size when left out")
+    parser.add_argument(
+        "--other-seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="where other variants are tried; the size's, if left out",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--report-only", action="store_true", help="of the results that are there, whatever made them")
     options = parser.parse_args()
@@ -651,9 +658,10 @@ def main() -> None:
     if not options.report_only:
         base = load_base(BASE_MODEL)
         wanted = [cell for cell in cells if not options.cell or cell.name in options.cell]
+        other_seeds = options.other_seeds or size.other_seeds
         for group in GROUPS:
             for cell in wanted:
-                if group in EVERYWHERE or cell.seed in size.other_seeds:
+                if group in EVERYWHERE or cell.seed in other_seeds:
                     run_cell(base, cell, group)
     lines = stored_lines if options.report_only else current_lines
     output.mkdir(parents=True, exist_ok=True)

@@ -434,6 +434,26 @@ class CalibratedCell(TinyCell):
         return sys.modules["ablation"].Cell.measured(self, *given, **named)
 
 
+@pytest.mark.parametrize(
+    ("options", "seeds"), [([], {0}), (["--other-seeds", "0", "2"], {0, 2})], ids=["size", "given"]
+)
+def test_other_variants_are_tried_in_the_seeds_that_were_asked_for(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], seeds: set[int]
+) -> None:
+    done: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr(ablation, "load_base", lambda name: name)
+    monkeypatch.setattr(ablation, "run_cell", lambda _, cell, group: done.append((cell.name, tuple(group))))
+    monkeypatch.setattr(ablation, "written_report", lambda *_, lines: "")
+    cells = [f"kinship/blunt/{seed}" for seed in range(3)]
+    chosen = [part for name in cells for part in ("--cell", name)]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--size", "cpu", *chosen, "--output", str(tmp_path), *options])
+    ablation.main()
+    assert {name for name, group in done if group == ablation.MAIN} == set(cells)
+    assert {name for name, group in done if group == ("Fisher merging",)} == set(cells)
+    for group in set(map(tuple, ablation.GROUPS)) - set(ablation.EVERYWHERE):
+        assert [name for name, other in done if other == group] == [f"kinship/blunt/{seed}" for seed in sorted(seeds)]
+
+
 def test_the_variant_with_two_points_reads_the_first_statistic_of_the_default_and_one_at_its_merge(
     ablation: ModuleType, tmp_path: Path
 ) -> None:
