@@ -20,6 +20,7 @@ from sst_merge.adapter import Updates
 from sst_merge.data import Row
 from sst_merge.inference import encode
 from sst_merge.methods import METHODS
+from sst_merge.methods.sst import MOST_REFUSED, PRICE
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
@@ -653,6 +654,18 @@ def test_every_interval_on_the_page_is_in_the_report_of_the_scores() -> None:
     shown = [found for part in sections.values() for found in re.findall(r"\[[-+][\d.]+, [-+][\d.]+\]", part)]
     assert len(shown) > 20
     assert [interval for interval in shown if interval not in report] == []
+
+
+def test_what_a_note_says_of_the_default_price_is_what_the_scores_say() -> None:
+    lines = [json.loads(line) for file in STORED.rglob("test.jsonl") for line in file.read_text().splitlines()]
+    for fisher, most in MOST_REFUSED.items():
+        refused = [
+            100 * sum(line["scores"]["refusal"]) / len(line["scores"]["refusal"])
+            for line in lines
+            if line.get("variant") == f"SST {fisher}" and line["settings"]["keep"] == {"soft": PRICE}
+            if "refusal" in line["scores"]
+        ]
+        assert round(max(refused)) == most
 
 
 def test_what_was_tried_on_prompts_of_other_people_is_what_the_scores_say() -> None:

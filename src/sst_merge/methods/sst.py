@@ -35,6 +35,8 @@ from sst_merge.statistics.stored import PatchBasis
 STATISTIC_OF = {"exact": "sample_gradients", "diagonal": "sample_gradients", "kfac": "kronecker_factors"}
 PRICE = 100.0
 """Chosen for the exact Fisher (docs/decisions/0011)."""
+MOST_REFUSED = {"kfac": 53, "diagonal": 25}
+"""Per cent of the harmful test prompts at that price, over cells and strengths (docs/results/ablation-smollm2.md)."""
 TINY = torch.finfo(torch.float64).tiny
 OUTSIDE = 1e-4
 """A patch whose squared norm lies outside the coordinates by more than this fraction has foreign statistics."""
@@ -101,11 +103,11 @@ class Sst(MergeMethod):
     def notes(self, where: str) -> list[str]:
         """Also of a price that was chosen for another Fisher structure; measured in docs/results."""
         found = super().notes(where)
-        if self.fisher in {"kfac", "diagonal"} and (self.keep.soft or 0) >= PRICE and self.patch == "add":
+        if self.fisher in MOST_REFUSED and (self.keep.soft or 0) >= PRICE and self.patch == "add":
             found.append(
                 f"{where}.keep.soft is {self.keep.soft:g}: {PRICE:g} was chosen for fisher exact. With fisher "
-                f"{self.fisher} it kept so little of the safety adapter that at most half of the harmful prompts were "
-                "refused where it was tried; begin with 10"
+                f"{self.fisher} at most {MOST_REFUSED[self.fisher]} % of the harmful prompts were refused where it was "
+                "tried; begin with 10"
             )
         return found
 
