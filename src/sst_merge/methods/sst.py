@@ -106,8 +106,8 @@ class Sst(MergeMethod):
         if self.fisher in MOST_REFUSED and (self.keep.soft or 0) >= PRICE and self.patch == "add":
             found.append(
                 f"{where}.keep.soft is {self.keep.soft:g}: {PRICE:g} was chosen for fisher exact. With fisher "
-                f"{self.fisher} at most {MOST_REFUSED[self.fisher]} % of the harmful prompts were refused where it was "
-                "tried; begin with 10"
+                f"{self.fisher} at {PRICE:g}, at most {MOST_REFUSED[self.fisher]} % of the harmful prompts were "
+                "refused where it was tried; begin with 10"
             )
         return found
 

@@ -127,13 +127,19 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             },
         },
     }
+    notes = _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
+    return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)
+
+
+def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Path]], *, same: bool) -> tuple[str, ...]:
+    """What a user should hear before the run; ``same``: utility and safety adapter are one and the same."""
     named = read_config(adapters[0][2]).get("base_model_name_or_path") or ""
     notes = [note for task in inputs.tasks.values() if isinstance(task, LmEval) for note in task.notes]
     if named and named != config.base_model:
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
-    if identity["inputs"]["utility"] == identity["inputs"]["safety"]:
+    if same:
         notes.append("adapters.utility and adapters.safety are one and the same: there is nothing to merge")
     notes += config.method.notes("method")
     for number, method in enumerate(config.comparisons):
@@ -147,7 +153,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             notes.append(
                 f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
-    return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, tuple(notes))
+    return tuple(notes)
 
 
 def _answer_notes(inputs: Inputs) -> list[str]:

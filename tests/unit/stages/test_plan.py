@@ -287,6 +287,8 @@ def test_a_price_for_another_structure_is_noted(inputs: Path, method: dict[str, 
         compared = made(inputs, method={"name": "ties"}, comparisons=[settings])
         (note,) = (note for note in compared.notes if "chosen for fisher exact" in note)
         assert note.startswith(f"comparisons.0.keep.soft is {price}: 100 was chosen for fisher exact. With fisher ")
+        most = {"kfac": 53, "diagonal": 25}[method["fisher"]]
+        assert f"fisher {method['fisher']} at 100, at most {most} % of the harmful prompts" in note
         assert note.endswith("begin with 10")
 
 
