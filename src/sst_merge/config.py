@@ -255,6 +255,9 @@ def _known_template(value: str) -> str:
     return value
 
 
+ARMS = ("base", "utility", "safety", "merged")
+"""The arms that every run evaluates; comparisons come after them."""
+
 ChatTemplate = Annotated[str, AfterValidator(_known_template)]
 
 
@@ -271,7 +274,7 @@ class RunConfig(Section):
     method: Method
     """The merge method and its parameters; ``sst-merge methods`` lists them."""
     comparisons: list[Method] = Field(default_factory=list)
-    """Further methods, merged from the same adapters and evaluated on the same samples."""
+    """Further merges of the same adapters, evaluated on the same samples; one method at several settings by `label`."""
     calibration: CalibrationConfig | None = None
     """Needed by methods that read statistics."""
     evaluation: EvaluationConfig | None = None
@@ -297,9 +300,7 @@ class RunConfig(Section):
                 f"method '{needy[0]}' needs a calibration section (merge without a run file: --calibration-utility and "
                 "--calibration-safety)"
             )
-        names = [self.method.name, *(method.name for method in self.comparisons)]
-        if len(set(names)) != len(names):
-            raise ValueError(f"each method can stand once, got {names}")
+        self._check_comparisons()
         is_factored = any("kronecker_factors" in method.requires() for method in (self.method, *self.comparisons))
         if is_factored and self.calibration is not None and self.calibration.has_two_points:
             raise ValueError(
@@ -309,6 +310,27 @@ class RunConfig(Section):
         if isinstance(self.rank, int) and self.rank < 1:
             raise ValueError(f"rank must be at least 1 or 'exact', got {self.rank}")
         return self
+
+    def _check_comparisons(self) -> None:
+        """Refuse two arms of one name, and two of the same settings."""
+        if self.method.label is not None:
+            raise ValueError(
+                f"method.label is for comparisons (got '{self.method.label}'): this arm is always 'merged'"
+            )
+        places = {"method": self.method} | {f"comparisons.{n}": each for n, each in enumerate(self.comparisons)}
+        arms: dict[str, str] = dict.fromkeys(ARMS, "")
+        settings: list[tuple[str, dict[str, Any]]] = []
+        for place, method in places.items():
+            own = method.model_dump(exclude={"label"})
+            if twin := next((where for where, known in settings if known == own), None):
+                raise ValueError(f"{place} has the settings of {twin}: the two would be one model")
+            settings.append((place, own))
+            if place == "method":
+                continue
+            if method.arm in arms:
+                taken = f"{arms[method.arm]} has it" if arms[method.arm] else "every run has an arm of that name"
+                raise ValueError(f"{place} is named '{method.arm}', and {taken}; give it another label")
+            arms[method.arm] = place
 
 
 class TrainConfig(Section):

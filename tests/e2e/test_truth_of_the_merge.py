@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import read_adapter
 from sst_merge.errors import RunFolderError
+from sst_merge.experiments.compare import compare
 from sst_merge.inference import Completion, ReadPrompts, encode, next_token_log_probabilities
 from sst_merge.methods.sst import Sst
 from sst_merge.methods.task_arithmetic import TaskArithmetic
@@ -94,6 +95,24 @@ def test_the_merged_adapter_names_the_base_that_the_adapters_name(inputs: Path, 
     card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     assert f"base_model: {inputs / 'base'}\n" in card
     assert f"with the base model `{own / 'base'}`" in card
+
+
+def test_settings_of_one_method_in_one_run_are_the_models_of_two_runs(inputs: Path, base: Base, tmp_path: Path) -> None:
+    half = {"name": "sst", "keep": {"soft": 10}, "strength": 0.5}
+    plain = {"name": "sst", "keep": {"soft": 10}, "utility_weight": 0.5}
+    both = [half | {"label": "half"}, plain]
+    results = run_tiny(inputs, tmp_path / "one", base, comparisons=both)
+    run_tiny(inputs, tmp_path / "other", base, method=half, comparisons=None)
+    assert [arm["label"] for arm in results["arms"][3:]] == ["Merged (SST-Merge)", "SST-Merge (half)", "SST-Merge"]
+    arms = {arm["name"]: arm["update_norm"] for arm in results["arms"][3:]}
+    alone = json.loads((tmp_path / "other" / "scores" / "merged" / "arm.json").read_text(encoding="utf-8"))
+    assert arms["half"] == pytest.approx(alone["update_norm"], rel=1e-6)
+    assert len({round(norm, 4) for norm in arms.values()}) == 3
+    assert set(results["safety_tax"]) == {"merged", "half", "sst"}
+    rows = {row.method: row for row in compare([tmp_path / "one"])}
+    assert list(rows) == ["sst (merged)", "half", "sst"]
+    (lone,) = compare([tmp_path / "other"])
+    assert (rows["half"].gain, rows["half"].loss) == (lone.gain, lone.loss)
 
 
 def test_every_arm_is_hashed_and_no_two_are_alike(finished: Path) -> None:

@@ -125,7 +125,7 @@ def test_an_unknown_key_like_no_other_has_no_suggestion(tmp_path: Path) -> None:
     assert problems(TRAIN + "xyzzy: 1\n", tmp_path) == ["xyzzy: unknown key."]
     text = RUN.replace("{name: task_arithmetic}", "{name: linear, xyzzy: 1}")
     assert problems(text, tmp_path, RunConfig) == [
-        "method.xyzzy: unknown key. Keys of linear: utility_weight, strength, name."
+        "method.xyzzy: unknown key. Keys of linear: name, utility_weight, strength, label."
     ]
     (found,) = problems(RUN.replace("{name: task_arithmetic}", "{name: sst, keep: {xyzzy: 1}}"), tmp_path, RunConfig)
     assert found.startswith("method.keep")
@@ -183,7 +183,27 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ("method: {name: sst}", "method 'sst' needs a calibration section"),
-        ("comparisons: [{name: task_arithmetic}]", "each method can stand once, got"),
+        (
+            "comparisons: [{name: task_arithmetic, label: again}]",
+            "comparisons.0 has the settings of method: the two would be one model",
+        ),
+        (
+            "comparisons: [{name: ties}, {name: linear}, {name: ties, label: more}]",
+            "comparisons.2 has the settings of comparisons.0: the two would be one model",
+        ),
+        (
+            "comparisons: [{name: ties}, {name: ties, strength: 2}]",
+            "comparisons.1 is named 'ties', and comparisons.0 has it; give it another label",
+        ),
+        (
+            "comparisons: [{name: ties, label: merged}]",
+            "comparisons.0 is named 'merged', and every run has an arm of that name; give it another label",
+        ),
+        (
+            "method: {name: linear, label: mean}",
+            "method.label is for comparisons (got 'mean'): this arm is always 'merged'",
+        ),
+        ("comparisons: [{name: ties, label: ../base}]", "comparisons.0.label: a label names files: 1 to 40 of a-z"),
         ("rank: 0", "rank must be at least 1 or 'exact', got 0"),
         (
             "evaluation: {tasks: [{task: refusal, data: a}, {task: refusal, data: b}]}",
@@ -211,6 +231,14 @@ def test_parts_that_do_not_fit_together_are_named(tmp_path: Path, change: str, e
     values = yaml.safe_load(RUN) | yaml.safe_load(change)
     (found,) = problems(yaml.safe_dump(values), tmp_path, RunConfig)
     assert found.startswith(expected)
+
+
+def test_one_method_may_be_compared_at_several_settings(tmp_path: Path) -> None:
+    values = yaml.safe_load(RUN) | {"comparisons": [{"name": "task_arithmetic", "strength": 2}, {"name": "ties"}]}
+    values["comparisons"].append({"name": "task_arithmetic", "strength": 3, "label": "more-1.5"})
+    config = validate(RunConfig, values, "run.yaml")
+    assert [method.arm for method in config.comparisons] == ["task_arithmetic", "ties", "more-1.5"]
+    assert "label" not in config.comparisons[0].model_dump()  # a run of before labels existed keeps its identity
 
 
 def test_training_data_count_alike(tmp_path: Path) -> None:

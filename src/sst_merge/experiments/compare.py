@@ -272,7 +272,7 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
     if flags := sequence(verdict.get("flags")):
         problems.append(", ".join(str(flag) for flag in flags))
     setting = {key: fields.get(key) for key in ("model", "mode", "base_model", "baseline", "utility_metric")}
-    settings = {key: value for key, value in mapping(block.get("method")).items() if key != "name"}
+    settings = {key: value for key, value in mapping(block.get("method")).items() if key not in ("name", "label")}
     if settings.get("fisher", "none") != "none":
         calibration = mapping(fields.get("calibration"))
         # An experiment draws its data by the seed into files of its own, whose names say nothing.

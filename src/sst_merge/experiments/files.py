@@ -178,7 +178,8 @@ def contrasts(fields: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, An
         fields: The JSON object.
 
     Returns:
-        For each label (the method's name) the arm and the object with its numbers; the merged arm comes first.
+        For each label (the run file's, else the method's name) the arm and the object with its
+        numbers; the merged arm comes first.
     """
     others = {str(name): mapping(block) for name, block in mapping(fields.get("comparisons")).items()}
     method = mapping(fields.get("method")).get("name") or fields.get("merge_method_applied")
@@ -240,7 +241,9 @@ def run_fields(results: Mapping[str, Any]) -> dict[str, Any]:
         for arm in results["arms"]
     }
     reference, run = arms["utility"], results["run"]
-    settings = {method["name"]: method for method in run.get("comparisons") or ()}  # not in results of earlier versions
+    settings = {
+        method.get("label") or method["name"]: method for method in run.get("comparisons") or ()
+    }  # not in results of earlier versions
     limits = {f"baseline_{family}": _limits(reference[family]) for family in ("safety", "utility")}
     return {
         "baseline": "utility",

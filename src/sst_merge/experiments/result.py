@@ -28,7 +28,7 @@ def result_of(
     """
     manifest = json.loads((config.output / "manifest.json").read_text(encoding="utf-8"))
     measured = run_fields(results)
-    methods = {method.name: method.model_dump(mode="json", exclude_none=True) for method in config.comparisons}
+    methods = {method.arm: method.model_dump(mode="json", exclude_none=True) for method in config.comparisons}
     return {
         "schema": SCHEMA,
         "experiment": "exp1",

@@ -1,13 +1,14 @@
 """The contract of a merge method."""
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sst_merge.adapter import Update
 from sst_merge.linalg import PatchForm, Span
@@ -34,6 +35,12 @@ class ModuleResult:
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
 
+def _file_name(label: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,39}", label):
+        raise ValueError("a label names files: 1 to 40 of a-z, 0-9, '_', '.' and '-', the first a letter or a digit")
+    return label
+
+
 class MergeMethod(BaseModel, ABC):
     """A merge method. Its fields are its config, its CLI help and its sweep axes.
 
@@ -53,10 +60,21 @@ class MergeMethod(BaseModel, ABC):
     keeps_utility_at_strength_zero: ClassVar[bool] = True
     """Whether strength 0 with utility weight 1 gives the utility adapter itself."""
 
+    name: Any
+    """Name of the method: a literal in each."""
     utility_weight: Number = Field(default=1.0, ge=0, le=2)
     """Factor on the utility update, in [0, 2]; 1 leaves the utility adapter untouched."""
     strength: Number = Field(default=1.0, ge=0, le=4)
     """Factor on the safety update after the method has treated it, in [0, 4]."""
+    label: Annotated[str, AfterValidator(_file_name)] | None = Field(
+        default=None, exclude_if=lambda label: label is None
+    )
+    """Name of its arm, for `comparisons` in which one method stands twice; the method's name when left out."""
+
+    @property
+    def arm(self) -> str:
+        """Name of its arm among the comparisons, of its files and of its entries in the results."""
+        return self.label or str(self.name)
 
     def requires(self) -> frozenset[str]:
         """Names of the statistics that the method reads with these parameters."""

@@ -17,7 +17,7 @@ import torch
 
 from sst_merge.adapter import Updates, concatenate, squared_norm, total_norm
 from sst_merge.adapter_io import folder_sha256, read_adapter
-from sst_merge.config import EvaluationConfig, TaskConfig
+from sst_merge.config import ARMS, EvaluationConfig, TaskConfig
 from sst_merge.data import Row
 from sst_merge.errors import NumericalError
 from sst_merge.inference import (
@@ -60,7 +60,7 @@ class Arm:
 
 def arm_names(made: Plan) -> list[str]:
     """Names of the arms, in the order of the report."""
-    return ["base", "utility", "safety", "merged", *(method.name for method in made.config.comparisons)]
+    return [*ARMS, *(method.arm for method in made.config.comparisons)]
 
 
 def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter: Reporter) -> None:
@@ -107,7 +107,7 @@ def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporte
         return Arm(name, made.updates(roles[name]), made.identity["inputs"][name])
     if name == "merged":
         return Arm(name, read_adapter(made.folder.adapter).updates, folder_sha256(made.folder.adapter))
-    method = next(method for method in made.config.comparisons if method.name == name)
+    method = next(method for method in made.config.comparisons if method.arm == name)
     utility, safety = made.updates("utility"), made.updates("safety")
     merged = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter).updates
     return Arm(name, merged, None)

@@ -135,7 +135,7 @@ def assemble(made: Plan, records: Records) -> dict[str, Any]:
     manifest = made.folder.manifest()
     diagnostics = made.folder.read_json(made.folder.diagnostics_file)
     tasks = made.inputs.tasks
-    treatments = ["merged", *(method.name for method in made.config.comparisons)]
+    treatments = ["merged", *(method.arm for method in made.config.comparisons)]
     taxes = {name: _safety_tax(made, records, tasks, name, manifest) for name in treatments}
     return {
         "schema": SCHEMA,
@@ -232,8 +232,10 @@ def _described(source: DataSource) -> str:
 def _label(made: Plan, arm: str) -> str:
     if arm in LABELS:
         return LABELS[arm]
-    methods = {method.name: method for method in made.config.comparisons} | {"merged": made.config.method}
-    return f"Merged ({methods[arm].title})" if arm == "merged" else methods[arm].title
+    if arm == "merged":
+        return f"Merged ({made.config.method.title})"
+    method = _comparison(made, arm)
+    return f"{method.title} ({method.label})" if method.label else method.title
 
 
 def _arm_entry(made: Plan, records: Records, arm: str) -> dict[str, Any]:
@@ -422,7 +424,7 @@ def _evidence(
 
 
 def _comparison(made: Plan, name: str) -> Any:
-    return next(method for method in made.config.comparisons if method.name == name)
+    return next(method for method in made.config.comparisons if method.arm == name)
 
 
 def _incoherent_share(records: Records, arm: str, task: str) -> float:
