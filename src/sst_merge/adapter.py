@@ -82,6 +82,6 @@ def squared_norm(update: Update) -> float:
 
 
 def iterate_shared(first: Updates, second: Updates) -> Iterator[tuple[str, Update, Update]]:
-    """Both updates of each module, in sorted order of names. The names must agree (see ``adapter_io.check_pair``)."""
+    """Both updates of each module, in sorted order of names. The names must agree."""
     for name in sorted(first):
         yield name, first[name], second[name]

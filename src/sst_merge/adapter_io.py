@@ -6,11 +6,10 @@ or not at all.
 
 import hashlib
 import json
-import math
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,67 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sst_merge.adapter import Update, Updates, concatenate
+from sst_merge.adapter_config import (
+    CONFIG_FILE,
+    NAMING_FIELDS,
+    WEIGHTS_FILE,
+    is_target,
+    leaving_out,
+    pattern_value,
+    read_config,
+)
 from sst_merge.errors import AdapterError
 from sst_merge.wheels import file_sha256, put_in_place
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINING_ROWS_FILE = "training_rows.json"
 PREFIX = "base_model.model."
-
-# adapter_config.json fields that change what the adapter computes in a way that a low-rank update cannot express,
-# or that this version does not merge yet. Value: what the field means, for the message.
-REFUSED = {
-    "use_dora": "DoRA rescales the merged weight",
-    "lora_bias": "the LoRA factors carry a bias",
-    "modules_to_save": "whole modules were trained besides the LoRA factors",
-    "target_parameters": "bare parameters were adapted, not linear modules",
-    "trainable_token_indices": "token embeddings were trained",
-    "layer_replication": "the adapter changes the number of layers",
-    "fan_in_fan_out": "weights are stored transposed (Conv1D)",
-    "alora_invocation_tokens": "the adapter is active on part of the tokens only (aLoRA)",
-    "kasa_config": "KaSA rescales components by learned singular values",
-    "use_qalora": "QALoRA pools the input of the factors",
-    "use_bdlora": "the factors are block-diagonal",
-    "arrow_config": "Arrow routes between adapters at run time",
-    "monteclora_config": "the update is a random variable",
-    "megatron_config": "the factors are split between devices",
-}
-# All fields that LoraConfig of PEFT 0.21 writes; one that is not here is a feature that this version does not know.
-KNOWN_FIELDS = REFUSED.keys() | {
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "bias",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "rank_pattern",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-    "velora_config",
-}
-NAMING_FIELDS = ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform")
-"""By these PEFT decides which modules have an adapter."""
-# Initialisations that change the base weights at load time, so that the factors alone are not the update.
-REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -113,8 +65,9 @@ def read_adapter(path: Path) -> Adapter:
         Updates in float32 with the scaling folded in, sorted by module name.
 
     Raises:
-        AdapterError: If the folder is no LoRA adapter in safetensors, uses a feature of :data:`REFUSED`, holds a
-            tensor that is not a LoRA factor, lacks one of a pair, or holds a value that is not finite.
+        AdapterError: If the folder is no LoRA adapter in safetensors, uses a feature that cannot be merged
+            (:func:`sst_merge.adapter_config.read_config`), holds a tensor that is not a LoRA factor, lacks one of a
+            pair, or holds a value that is not finite.
     """
     config = read_config(path)
     tensors = _read_tensors(path / WEIGHTS_FILE)
@@ -148,154 +101,15 @@ def read_headers(path: Path) -> dict[str, AdapterHeader]:
     return headers
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """adapter_config.json of a folder, refused if it asks for what cannot be merged exactly.
-
-    Raises:
-        AdapterError: See :func:`read_adapter`.
-    """
-    if path.is_file():
-        raise AdapterError(f"{path} is a file. Give the adapter's folder: {path.parent}")
-    if not path.is_dir():
-        raise AdapterError(
-            f"no such adapter folder: {path}. Adapters are local folders; fetch one of the hub first: "
-            "hf download ORG/NAME --local-dir FOLDER"
-        )
-    if not (path / CONFIG_FILE).is_file():
-        raise AdapterError(f"{path} is no PEFT adapter: it has no {CONFIG_FILE}.")
-    # Only these names: a trainer leaves other pickles (training_args.bin, optimizer.pt) beside good weights.
-    pickles = [file for ending in (".bin", ".pt", ".pth") if (path / (file := f"adapter_model{ending}")).is_file()]
-    if (path / WEIGHTS_FILE).is_file() and pickles:
-        raise AdapterError(
-            f"{path} holds two sets of weights, {WEIGHTS_FILE} and {pickles[0]}. Remove the one not meant."
-        )
-    if not (path / WEIGHTS_FILE).is_file():
-        if pickles:
-            raise AdapterError(
-                f"{path} holds its weights as a pickle ({pickles[0]}), which can run code when it is read.\n"
-                "  Convert it where you trust it: load it with PEFT and save_pretrained(..., safe_serialization=True)."
-            )
-        raise AdapterError(f"{path} has no {WEIGHTS_FILE}.")
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{path / CONFIG_FILE} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"{path}: peft_type is {found!r}; only LORA adapters can be merged.")
-    _refuse_features(path, config)
-    _check_values(path, config)
-    return config
-
-
-def _refuse_features(path: Path, config: dict[str, Any]) -> None:
-    """Refuse by name what a low-rank update cannot express."""
-    for field, meaning in REFUSED.items():
-        if config.get(field):
-            raise AdapterError(
-                f"{path}: {field} = {config[field]!r} is not supported: {meaning}. Train it without {field}."
-            )
-    if config.get("bias", "none") != "none":
-        raise AdapterError(
-            f"{path}: bias = {config['bias']!r} is not supported: base biases were trained. Use bias none."
-        )
-    if unknown := sorted(field for field in config.keys() - KNOWN_FIELDS if config[field]):
-        raise AdapterError(
-            f"{path}: {unknown[0]} = {config[unknown[0]]!r} in {CONFIG_FILE} is not a field that this version "
-            "knows, so what it changes is unknown. Remove it if the adapter computes the same without it."
-        )
-    initialisation = config.get("init_lora_weights")
-    if isinstance(initialisation, str) and initialisation.lower().startswith(REFUSED_INITIALISATIONS):
-        raise AdapterError(
-            f"{path}: init_lora_weights = {initialisation!r} changes the base weights when the adapter is loaded, so "
-            "its factors alone are not the update. Convert it to a plain LoRA first (PEFT: save_pretrained with "
-            "path_initial_model_for_weight_conversion)."
-        )
-
-
-def _check_values(path: Path, config: dict[str, Any]) -> None:
-    """Refuse fields that PEFT could not have meant: ranks and alphas that are no positive numbers, and wrong types."""
-    wanted: list[tuple[str, Any, bool, str]] = []  # field, value, whether it is right, what is expected
-    for field, pattern, is_right, expected in (
-        ("r", "rank_pattern", _is_rank, "a whole number from 1"),
-        ("lora_alpha", "alpha_pattern", _is_alpha, "a positive number"),
-    ):
-        patterns = config.get(pattern) or {}
-        if not isinstance(patterns, dict):
-            raise AdapterError(f"{path / CONFIG_FILE}: {pattern} is {patterns!r}, expected names and values.")
-        wanted.append((field, config.get(field), is_right(config.get(field)), expected))
-        for key, value in patterns.items():
-            wanted.append((f"{pattern}['{key}']", value, is_right(value) and is_regex(key), f"a regex and {expected}"))
-    base, rslora = config.get("base_model_name_or_path"), config.get("use_rslora")
-    targets, excluded, pattern, layers = (config.get(field) for field in NAMING_FIELDS)
-    wanted += [
-        ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
-        ("revision", config.get("revision"), isinstance(config.get("revision"), str | None), "a name"),
-        ("use_rslora", rslora, rslora is None or isinstance(rslora, bool), "true or false"),
-        ("target_modules", targets, _is_names(targets), "names or a regex"),
-        ("exclude_modules", excluded, _is_names(excluded), "names or a regex"),
-        ("layers_pattern", pattern, _is_names(pattern) and all(map(is_regex, _listed(pattern))), "regexes"),
-        (
-            "layers_to_transform",
-            layers,
-            layers is None or (all(map(_is_index, _listed(layers))) and not isinstance(targets, str)),
-            "whole numbers, and none beside a regex of target_modules",
-        ),
-    ]
-    for field, value, is_right, expected in wanted:
-        if not is_right:
-            raise AdapterError(f"{path / CONFIG_FILE}: {field} is {value!r}, expected {expected}.")
-
-
-def _listed(value: Any) -> list[Any]:
-    """A value that stands alone is a list of one, and none an empty list."""
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_rank(value: Any) -> bool:
-    return _is_index(value) and value >= 1
-
-
-def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
-def is_regex(value: str) -> bool:
-    """Whether a text is a regular expression."""
-    try:
-        re.compile(value)
-    except re.error:
-        return False
-    return True
-
-
-def _is_names(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(item, str) for item in value)
-    return value is None or (isinstance(value, str) and is_regex(value))
-
-
-def check_pair(utility: Path, safety: Path, *, allow_different_base: bool = False) -> dict[str, AdapterHeader]:
-    """Check from headers alone that two adapters can be merged; returns the first one's headers.
-
-    Raises:
-        AdapterError: If the bases, the modules or the shapes differ.
-    """
-    return check_together([("utility", utility), ("safety", safety)], allow_different_base=allow_different_base)[0]
-
-
 def check_together(
-    folders: Sequence[tuple[str, Path]], *, allow_different_base: bool = False
+    folders: Sequence[tuple[str, Path]], *, allow_different_base: bool = False, allow_missing_modules: bool = False
 ) -> list[dict[str, AdapterHeader]]:
-    """Check from headers alone that adapters can be merged: each with the first.
+    """Check from headers alone that adapters can be merged.
 
     Args:
         folders: What each adapter is called in messages, and its folder.
         allow_different_base: Whether they may name different base models.
+        allow_missing_modules: Whether one may lack modules that another has.
 
     Returns:
         The headers of each.
@@ -303,7 +117,8 @@ def check_together(
     Raises:
         AdapterError: If the bases, the modules or the shapes differ.
     """
-    bases = [_base(read_config(path)) for _, path in folders]
+    configs = [read_config(path) for _, path in folders]
+    bases = [_base(config) for config in configs]
     headers = [read_headers(path) for _, path in folders]
     width = max(len(label) for label, _ in folders)
     (first, first_path), *others = folders
@@ -317,39 +132,64 @@ def check_together(
                 "equal."
             )
         ours, theirs = headers[0], headers[number]
-        if difference := sorted(set(ours) ^ set(theirs)):
+        if (difference := sorted(set(ours) ^ set(theirs))) and not allow_missing_modules:
             owner = first if difference[0] in ours else label
             raise AdapterError(
                 f"module '{difference[0]}' is in '{owner}' only ({len(difference)} of {len(set(ours) | set(theirs))} "
                 f"modules differ).\n  {first:<{width}} {first_path}\n  {label:<{width}} {path}\n"
-                "  Train both adapters on the same target modules."
+                "  Set adapters.missing_modules: zero if the other one is meant to leave these modules as they are, or "
+                "train both on the same target modules."
             )
-        for name, header in ours.items():
-            if header.shape != theirs[name].shape:
-                raise AdapterError(
-                    f"module '{name}' has shape {header.shape} in {first_path} and {theirs[name].shape} in {path}: "
-                    "the adapters belong to different models."
-                )
+    _check_modules([path for _, path in folders], configs, headers)
     return headers
 
 
-def read_sum(sources: Sequence[tuple[Path, float]]) -> Updates:
-    """``sum_i weight_i * update_i`` of adapters on the same modules, exactly: factors side by side, ranks added.
+def _check_modules(
+    folders: Sequence[Path], configs: Sequence[dict[str, Any]], headers: Sequence[dict[str, AdapterHeader]]
+) -> None:
+    """Refuse an adapter without the factors of a module that its configuration names, and shapes that differ."""
+    modules = sorted({name for each in headers for name in each})
+    for path, config, each in zip(folders, configs, headers, strict=True):
+        lacking = [name for name in modules if name not in each and not leaving_out(config, name)]
+        if lacking and config.get("target_modules") is not None:
+            raise AdapterError(
+                f"{path}: target_modules in {CONFIG_FILE} names module '{lacking[0]}', but {WEIGHTS_FILE} holds no "
+                f"factors of it ({len(lacking)} such module(s)). The file is not whole, or the configuration another's."
+            )
+    owners: dict[str, tuple[tuple[int, int], Path]] = {}
+    for path, each in zip(folders, headers, strict=True):
+        for name, header in each.items():
+            shape, owner = owners.setdefault(name, (header.shape, path))
+            if header.shape != shape:
+                raise AdapterError(
+                    f"module '{name}' has shape {shape} in {owner} and {header.shape} in {path}: "
+                    "the adapters belong to different models."
+                )
+
+
+def read_sum(sources: Sequence[tuple[Path, float]], *, shapes: Mapping[str, tuple[int, int]] | None = None) -> Updates:
+    """``sum_i weight_i * update_i`` of adapters, exactly: factors side by side, ranks added.
 
     Args:
         sources: Folder and weight of each; one of weight 1 is read as it is.
+        shapes: ``(d_out, d_in)`` of all modules, if an adapter may lack some: there its update is zero, as PEFT has it.
+
+    Returns:
+        An update of each module, sorted by name; of rank 1 and zeros where no adapter has one.
 
     Raises:
-        AdapterError: As :func:`read_adapter`, or if the modules differ.
+        AdapterError: As :func:`read_adapter`, or if the modules differ and no ``shapes`` are given.
     """
     parts = [({n: u.scaled(weight) for n, u in read_adapter(path).updates.items()}, path) for path, weight in sources]
     first, first_path = parts[0]
     for other, path in parts[1:]:
-        if first.keys() != other.keys():
+        if shapes is None and first.keys() != other.keys():
             raise AdapterError(f"{first_path} and {path} differ in {len(first.keys() ^ other.keys())} module(s).")
-    if len(parts) == 1:
-        return first
-    return {name: concatenate([updates[name] for updates, _ in parts]) for name in first}
+    found = {name: [updates[name] for updates, _ in parts if name in updates] for name in sorted(shapes or first)}
+    return {
+        name: concatenate(updates) if len(updates) > 1 else updates[0] if updates else _zeros((shapes or {})[name])
+        for name, updates in found.items()
+    }
 
 
 def sum_sha256(sources: Sequence[tuple[Path, float]]) -> str:
@@ -382,8 +222,8 @@ def write_adapter(
     Args:
         path: Folder to create; an existing adapter or an empty folder is replaced, anything else is not.
         updates: What to write; components that are exactly zero are dropped, at least one is kept.
-        like: adapter_config.json of an adapter on the same modules, for ``base_model_name_or_path``, ``task_type``
-            and ``target_modules``.
+        like: adapter_config.json of an adapter, for ``base_model_name_or_path``, ``task_type`` and, where it names all
+            modules, ``target_modules``.
         dtype: Of the tensors in the file; a cast loses precision (the merge stage measures how much).
         card: README.md.
         extra_files: Further text files by name.
@@ -401,7 +241,8 @@ def write_adapter(
     # PEFT takes keys for regular expressions that match the end of a name: unanchored, "proj" is "encoder.proj", too.
     pattern = {f"^{re.escape(name)}": value for name, value in sorted(ranks.items()) if value != rank}
     targets = like.get("target_modules")
-    if any(like.get(field) is not None for field in NAMING_FIELDS[1:]):
+    is_by_pattern = any(like.get(field) is not None for field in NAMING_FIELDS[1:])
+    if is_by_pattern or not all(is_target(targets, name) for name in kept):
         targets = sorted(kept)  # the names themselves: nothing is left to a pattern
     config = {
         "peft_type": "LORA",
@@ -468,7 +309,12 @@ def folder_sha256(path: Path) -> str:
 
 def _at_least_one_component(update: Update) -> Update:
     compact = update.without_zero_components()
-    return compact if compact.rank else Update(torch.zeros(update.shape[0], 1), torch.zeros(1, update.shape[1]))
+    return compact if compact.rank else _zeros(update.shape)
+
+
+def _zeros(shape: tuple[int, int]) -> Update:
+    """An update that changes nothing; PEFT knows no rank below 1."""
+    return Update(torch.zeros(shape[0], 1), torch.zeros(1, shape[1]))
 
 
 def training_rows(path: Path) -> frozenset[str]:
@@ -533,7 +379,7 @@ def _pairs(
     for name, sides in found.items():
         if missing := {"A", "B"} - sides.keys():
             raise AdapterError(f"{path / WEIGHTS_FILE}: module '{name}' has no lora_{missing.pop()}.")
-        if field := _leaving_out(config, name):
+        if field := leaving_out(config, name):
             raise AdapterError(
                 f"{path}: module '{name}' has factors in {WEIGHTS_FILE}, but {field} in {CONFIG_FILE} "
                 f"{'names' if field == 'exclude_modules' else 'does not name'} it, so PEFT would leave them out "
@@ -544,7 +390,7 @@ def _pairs(
 
 def _check_factors(path: Path, config: dict[str, Any], name: str, a: torch.Tensor, b: torch.Tensor) -> None:
     """Two matrices of one rank, and the rank that the configuration announces."""
-    rank = _pattern(config.get("rank_pattern"), name, config["r"])
+    rank = pattern_value(config.get("rank_pattern"), name, config["r"])
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
         raise AdapterError(
             f"{path}: module '{name}' has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}, expected "
@@ -560,7 +406,7 @@ def _update(path: Path, config: dict[str, Any], name: str, a: torch.Tensor, b: t
     for side, tensor in (("A", a), ("B", b)):
         _check_finite(path, name, side, tensor, "Training diverged or the file is damaged; nothing was merged.")
     rank = a.shape[0]
-    alpha = float(_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+    alpha = float(pattern_value(config.get("alpha_pattern"), name, config["lora_alpha"]))
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     update = Update(b.float() * scaling, a.float())
     for side, tensor in (("A", update.a), ("B", update.b)):
@@ -574,43 +420,3 @@ def _check_finite(path: Path, name: str, side: str, tensor: torch.Tensor, reason
             f"{path / WEIGHTS_FILE}: lora_{side} of module '{name}' has {count} value(s) that are NaN or "
             f"infinite. {reason}"
         )
-
-
-def _leaving_out(config: dict[str, Any], name: str) -> str | None:
-    """The field by which PEFT gives a module no adapter, if there is one."""
-    targets, excluded, _, layers = (config.get(field) for field in NAMING_FIELDS)
-    if excluded and _is_named(excluded, name):
-        return "exclude_modules"
-    if not is_target(targets, name):
-        return "target_modules"
-    is_in = layers is None or layers == [] or _layer(config, name) in _listed(layers)
-    return None if is_in else "layers_to_transform"
-
-
-def is_target(targets: list[str] | str | None, name: str) -> bool:
-    """Whether ``target_modules`` names a module, as PEFT reads it."""
-    return targets is None or targets == "all-linear" or _is_named(targets, name)
-
-
-def _is_named(names: list[str] | str, name: str) -> bool:
-    """PEFT's choice of modules: the end of the name for a list, the whole name for a regular expression."""
-    if isinstance(names, str):
-        return re.fullmatch(names, name) is not None
-    return any(name == ending or name.endswith(f".{ending}") for ending in names)
-
-
-def _layer(config: dict[str, Any], name: str) -> int | None:
-    """The number of a module's layer as PEFT counts: the first in the name, or behind ``layers_pattern``."""
-    patterns = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(config.get("layers_pattern") or [])]
-    for pattern in patterns or [r".*?\.[^.]*"]:
-        if match := re.match(rf"{pattern}\.(?P<layer>\d+)\.", name):
-            return None if match["layer"] is None else int(match["layer"])
-    return None
-
-
-def _pattern(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:
-    """PEFT's lookup of ``rank_pattern`` and ``alpha_pattern``: the first key that matches the end of the name."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default

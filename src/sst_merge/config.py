@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
-from sst_merge.adapter_io import is_regex
+from sst_merge.adapter_config import is_regex
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
 from sst_merge.methods import METHODS, Method
@@ -182,7 +182,7 @@ AdapterSum = Annotated[
 
 
 class AdaptersConfig(Section):
-    """The adapters to merge: one or several of each kind, all on the same modules of one base model."""
+    """The adapters to merge: one or several of each kind, all of one base model."""
 
     utility: AdapterSum
     """PEFT folder of the utility adapter; or a list, whose weighted sum of updates is the utility update."""
@@ -190,6 +190,8 @@ class AdaptersConfig(Section):
     """PEFT folder of the safety adapter; or a list, whose weighted sum of updates is the safety update."""
     allow_different_base: bool = False
     """Merge although the adapters name different base models, because their weights are known to be equal."""
+    missing_modules: Literal["refuse", "zero"] = "refuse"
+    """Of modules that one adapter has and another lacks. refuse: an error; zero: the other's update there is zero."""
 
     def of(self, role: Literal["utility", "safety"]) -> tuple[WeightedAdapter, ...]:
         """The adapters of one kind; a single path is one of weight 1."""

@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from sst_merge.adapter import Updates
-from sst_merge.adapter_io import read_adapter, read_config, write_adapter
+from sst_merge.adapter_config import read_config
+from sst_merge.adapter_io import read_adapter, write_adapter
 from sst_merge.errors import StatisticsError
 from sst_merge.methods import METHODS, MergeMethod, ModuleInputs, Sst, module_generator
 from sst_merge.methods.sst import Keep

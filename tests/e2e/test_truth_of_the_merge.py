@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import read_adapter
-from sst_merge.errors import RunFolderError
+from sst_merge.errors import AdapterError, RunFolderError
 from sst_merge.experiments.compare import compare
 from sst_merge.inference import Completion, ReadPrompts, encode, next_token_log_probabilities
 from sst_merge.methods.sst import Sst
@@ -21,7 +21,7 @@ from sst_merge.methods.task_arithmetic import TaskArithmetic
 from sst_merge.models import Base, linear_modules
 from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.weights import Applied
-from tiny import load_with_peft
+from tiny import load_with_peft, write_peft_adapter
 from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny, run_values
 
 
@@ -84,6 +84,49 @@ def test_task_arithmetic_is_the_base_and_both_adapters_added_by_hand(inputs: Pat
     merged = load_with_peft(base, tmp_path / "run" / "adapter").merge_and_unload()
     for name, module in linear_modules(merged).items():
         torch.testing.assert_close(module.weight.double(), expected[name], atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_adapters_on_different_modules_are_merged_as_peft_adds_them_up(
+    inputs: Path, base: Base, tmp_path: Path, swap: bool
+) -> None:
+    """A module that one adapter lacks is unchanged by it: the sum there is the other's update alone."""
+    own = copied(inputs, tmp_path / "inputs")
+    name, layers = str(inputs / "base"), {"layers_to_transform": [1]}
+    few = write_peft_adapter(own / "few", base, seed=5, base_name=name, target_modules=["q_proj", "v_proj"])
+    other = write_peft_adapter(
+        own / "other", base, seed=6, rank=2, base_name=name, target_modules=["v_proj", "up_proj"], **layers
+    )
+    pair = {"utility": str(other if swap else few), "safety": str(few if swap else other)}
+    adapters = pair | {"missing_modules": "zero"}
+    with pytest.raises(AdapterError, match=r"Set adapters\.missing_modules: zero if the other one is meant"):
+        run_tiny(own, tmp_path / "refused", base, adapters=pair)
+    run_tiny(own, tmp_path / "sum", base, adapters=adapters, method={"name": "task_arithmetic"}, comparisons=None)
+    comparisons = [{"name": "ties"}, {"name": "dare"}, {"name": "linear"}, {"name": "sst", "fisher": "kfac"}]
+    run_tiny(own, tmp_path / "sst", base, adapters=adapters, comparisons=comparisons)
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        loaded = linear_modules(load_with_peft(base, folder).merge_and_unload())
+        return {name: module.weight.double() - base.modules[name].weight.double() for name, module in loaded.items()}
+
+    alone = [weights(Path(pair[role])) for role in ("utility", "safety")]
+    summed, steered = weights(tmp_path / "sum" / "adapter"), weights(tmp_path / "sst" / "adapter")
+    is_in = {name: tuple(bool(update.any()) for update in (alone[0][name], alone[1][name])) for name in base.modules}
+    assert set(is_in.values()) == {(True, True), (True, False), (False, True), (False, False)}
+    for module, (_, in_safety) in is_in.items():
+        torch.testing.assert_close(summed[module], alone[0][module] + alone[1][module], atol=5e-6, rtol=0)
+        change = steered[module] - alone[0][module]
+        if in_safety:
+            assert 0.001 < float(change.norm()) != pytest.approx(float(alone[1][module].norm()), rel=1e-3)
+        else:
+            assert float(change.abs().max()) < 5e-6
+    written = json.loads((tmp_path / "sst" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["target_modules"] == sorted(name for name, (one, two) in is_in.items() if one or two)
+    notes = numbers(tmp_path / "sst")["run"]["notes"]
+    lacking = {role: [name for name, of in is_in.items() if any(of) and not of[i]] for i, role in enumerate(pair)}
+    for role, names in lacking.items():
+        note = f"no {role} adapter has {len(names)} of the 5 modules, such as '{min(names)}': its update is zero there"
+        assert note in notes
 
 
 def test_the_merged_adapter_names_the_base_that_the_adapters_name(inputs: Path, base: Base, tmp_path: Path) -> None:

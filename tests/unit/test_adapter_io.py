@@ -21,17 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from sst_merge import adapter_io
 from sst_merge.adapter import Update, Updates
+from sst_merge.adapter_config import CONFIG_FILE, KNOWN_FIELDS, REFUSED, WEIGHTS_FILE
 from sst_merge.adapter_io import (
-    CONFIG_FILE,
-    KNOWN_FIELDS,
-    REFUSED,
     TRAINING_ROWS_FILE,
-    WEIGHTS_FILE,
     AdapterHeader,
-    check_pair,
+    check_together,
     folder_sha256,
     read_adapter,
     read_headers,
+    read_sum,
     write_adapter,
 )
 from sst_merge.errors import AdapterError
@@ -508,6 +506,10 @@ def other(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "other")
 
 
+def check_pair(utility: Path, safety: Path, **allowed: bool) -> dict[str, AdapterHeader]:
+    return check_together([("utility", utility), ("safety", safety)], **allowed)[0]
+
+
 def pair_refusal(utility: Path, safety: Path) -> str:
     with pytest.raises(AdapterError) as caught:
         check_pair(utility, safety)
@@ -553,8 +555,45 @@ def test_a_module_in_only_one_adapter_is_named_with_its_owner(
     utility, safety = (other, folder) if swap else (folder, other)
     assert pair_refusal(utility, safety) == (
         f"module '{Q}' is in '{owner}' only (1 of 4 modules differ).\n  utility {utility}\n  safety  {safety}\n"
-        "  Train both adapters on the same target modules."
+        "  Set adapters.missing_modules: zero if the other one is meant to leave these modules as they are, or train "
+        "both on the same target modules."
     )
+
+
+def test_an_adapter_may_lack_modules_that_it_does_not_name_if_that_is_allowed(
+    llama: Base, folder: Path, other: Path, tmp_path: Path
+) -> None:
+    attention = write_peft_adapter(tmp_path / "attention", llama, rank=2, target_modules=["q_proj", "v_proj"])
+    assert "is in 'utility' only" in pair_refusal(folder, attention)
+    assert check_pair(folder, attention, allow_missing_modules=True) == read_headers(folder)
+
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for side in "AB":
+            del tensors[f"{KEY}{side}.weight"]
+
+    edit_tensors(other, drop)  # its configuration names the module, and PEFT would give it factors of chance and zeros
+    with pytest.raises(AdapterError) as caught:
+        check_pair(folder, other, allow_missing_modules=True)
+    assert str(caught.value) == (
+        f"{other}: target_modules in {CONFIG_FILE} names module '{Q}', but {WEIGHTS_FILE} holds no factors of it "
+        "(1 such module(s)). The file is not whole, or the configuration another's."
+    )
+
+
+def test_modules_that_the_first_adapter_lacks_must_agree_in_shape(llama: Base, folder: Path, tmp_path: Path) -> None:
+    write_peft_adapter(tmp_path / "v", llama, target_modules=["v_proj"])
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    edit_tensors(other, lambda tensors: tensors.update({f"{KEY}A.weight": torch.ones(4, 64)}))
+    with pytest.raises(AdapterError, match=r"has shape \(32, 32\) in .*adapter and \(32, 64\) in .*other: "):
+        check_together([("v", tmp_path / "v"), ("one", folder), ("two", other)], allow_missing_modules=True)
+
+
+def test_a_sum_is_zero_where_no_adapter_has_a_module(folder: Path) -> None:
+    found = read_sum([(folder, 0.5)], shapes={Q: (32, 32), "elsewhere": (3, 5)})
+    assert list(found) == ["elsewhere", Q]
+    assert (found["elsewhere"].shape, found["elsewhere"].rank) == ((3, 5), 1)
+    assert not found["elsewhere"].dense().any()
+    torch.testing.assert_close(found[Q].dense(), 0.5 * read_adapter(folder).updates[Q].dense())
 
 
 def test_different_shapes_are_refused(folder: Path, other: Path) -> None:

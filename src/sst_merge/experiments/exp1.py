@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from sst_merge.adapter_io import CONFIG_FILE
+from sst_merge.adapter_config import CONFIG_FILE
 from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig, apply_overrides, load_config, validate
 from sst_merge.data import DataSource, load_rows
 from sst_merge.errors import ConfigError, DataError, InvalidResultError, ModelError, RunFolderError

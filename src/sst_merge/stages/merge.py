@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from sst_merge.adapter import Updates, concatenate, iterate_shared, squared_norm
-from sst_merge.adapter_io import folder_sha256, read_adapter, read_config, write_adapter
+from sst_merge.adapter_config import read_config
+from sst_merge.adapter_io import folder_sha256, read_adapter, write_adapter
 from sst_merge.errors import AdapterError
 from sst_merge.linalg import truncated
 from sst_merge.methods import MergeMethod, module_generator

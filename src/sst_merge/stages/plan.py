@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sst_merge.adapter import Updates
-from sst_merge.adapter_io import (
-    AdapterHeader,
-    check_together,
-    read_adapter,
-    read_config,
-    read_sum,
-    sum_sha256,
-    training_rows,
-)
+from sst_merge.adapter_config import read_config
+from sst_merge.adapter_io import AdapterHeader, check_together, read_adapter, read_sum, sum_sha256, training_rows
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, keep_first, left_out, load_rows, with_answers
 from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
@@ -58,9 +51,9 @@ class Plan:
     folder: RunFolder
     inputs: Inputs
     modules: dict[str, AdapterHeader]
-    """Shape of each module, and rank of the utility update."""
+    """Shape of each module, and rank of the utility update; 0 where no utility adapter has one."""
     safety_ranks: dict[str, int]
-    """Rank of the safety update by module."""
+    """Rank of the safety update by module; 0 where no safety adapter has one."""
     identity: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -74,7 +67,9 @@ class Plan:
         Raises:
             AdapterError: See :func:`sst_merge.adapter_io.read_adapter`.
         """
-        return read_sum(self.sources(role))
+        is_filled = self.config.adapters.missing_modules == "zero"
+        shapes = {name: header.shape for name, header in self.modules.items()}
+        return read_sum(self.sources(role), shapes=shapes if is_filled else None)
 
     def where(self, role: Role) -> str:
         """The folders of one kind, for messages."""
@@ -89,18 +84,18 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     """
     adapters = _labelled(config, root)
     headers = check_together(
-        [(label, path) for label, _, path in adapters], allow_different_base=config.adapters.allow_different_base
+        [(label, path) for label, _, path in adapters],
+        allow_different_base=config.adapters.allow_different_base,
+        allow_missing_modules=config.adapters.missing_modules == "zero",
     )
     for _, _, folder in adapters:
         read_adapter(folder)  # a value that is not finite must show before the run folder is made
-    ranks = {
-        role: {
-            name: sum(each[name].rank for (_, of, _), each in zip(adapters, headers, strict=True) if of == role)
-            for name in headers[0]
-        }
-        for role in ("utility", "safety")
-    }
-    modules = {name: AdapterHeader(header.shape, ranks["utility"][name]) for name, header in headers[0].items()}
+    shapes = {name: header.shape for each in headers for name, header in each.items()}
+    ranks = {role: dict.fromkeys(sorted(shapes), 0) for role in ("utility", "safety")}
+    for (_, role, _), each in zip(adapters, headers, strict=True):
+        for name, header in each.items():
+            ranks[role][name] += header.rank
+    modules = {name: AdapterHeader(shapes[name], rank) for name, rank in ranks["utility"].items()}
     _check_shapes(config, modules)
     encoder = load_encoder(config.base_model, config.revision, config.chat_template)
     check_weights(config.base_model, config.revision)
@@ -127,8 +122,21 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             },
         },
     }
-    notes = _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
+    notes = _module_notes(ranks) + _notes(
+        config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"]
+    )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)
+
+
+def _module_notes(ranks: dict[str, dict[str, int]]) -> tuple[str, ...]:
+    """Of modules that only one kind of adapter changes."""
+    lacking = {role: [name for name, rank in of_module.items() if rank == 0] for role, of_module in ranks.items()}
+    return tuple(
+        f"no {role} adapter has {len(names)} of the {len(ranks[role])} modules, such as '{names[0]}': its update is "
+        "zero there"
+        for role, names in lacking.items()
+        if names
+    )
 
 
 def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Path]], *, same: bool) -> tuple[str, ...]:

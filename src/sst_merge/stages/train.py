@@ -18,14 +18,8 @@ from pydantic import BaseModel, ValidationError
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from sst_merge.adapter_io import (
-    CONFIG_FILE,
-    TRAINING_ROWS_FILE,
-    is_target,
-    read_adapter,
-    refuse_occupied,
-    write_adapter,
-)
+from sst_merge.adapter_config import CONFIG_FILE, is_target
+from sst_merge.adapter_io import TRAINING_ROWS_FILE, read_adapter, refuse_occupied, write_adapter
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
