@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from sst_merge import adapter_io, errors, safety_tax
+from sst_merge import adapter_config, errors, safety_tax
 from sst_merge.cli import app
 from sst_merge.config import RunConfig, TrainConfig, load_config, validate
 from sst_merge.methods import METHODS
@@ -128,8 +128,8 @@ def test_every_file_of_a_run_folder_every_refused_field_and_every_exit_code_is_d
     }
     assert {"manifest.json", "statistics", "adapter"} <= names
     assert [name for name in sorted(names) if name not in page] == []
-    assert [field for field in adapter_io.REFUSED if f"`{field}`" not in page] == []
-    assert [start for start in adapter_io.REFUSED_INITIALISATIONS if f"`{start}`" not in page] == []
+    assert [field for field in adapter_config.REFUSED if f"`{field}`" not in page] == []
+    assert [start for start in adapter_config.REFUSED_INITIALISATIONS if f"`{start}`" not in page] == []
     used = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
     assert [code for code in sorted({0, 2, *used}) if f"| {code} |" not in page and f"Code {code} " not in page] == []
 
