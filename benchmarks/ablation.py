@@ -36,7 +36,7 @@ from ablation_report import ARMS, OURS, front_keys, path_keys, report
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import folder_sha256, read_adapter, training_rows
 from sst_merge.allocator import keep_freed_memory
-from sst_merge.config import TrainConfig, load_config
+from sst_merge.config import TrainConfig
 from sst_merge.data import DataSource, Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.inference import (
     Batch,
@@ -51,6 +51,7 @@ from sst_merge.methods import METHODS
 from sst_merge.methods.sst import Sst
 from sst_merge.models import Base, load_base, placement
 from sst_merge.progress import SilentReporter
+from sst_merge.run_file import load_config
 from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.calibrate import distinct, encode_rows, second_point
 from sst_merge.stages.merge import Merged, merge_updates

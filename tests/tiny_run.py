@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import yaml
 
-from sst_merge.config import RunConfig, validate
+from sst_merge.config import RunConfig
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
+from sst_merge.run_file import validate
 from sst_merge.stages.run import run
 from tiny import tiny_base, write_base, write_peft_adapter
 

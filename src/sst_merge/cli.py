@@ -74,7 +74,7 @@ def run(
 @app.command()
 def check(file: File, overrides: Set = None, output: Output = None) -> None:
     """Every problem in a run or training file, its adapters, data and output; loads no weights, writes nothing."""
-    from sst_merge.config import is_training_file
+    from sst_merge.run_file import is_training_file
 
     if is_training_file(file):
         _check_training(file, overrides, output)
@@ -83,7 +83,8 @@ def check(file: File, overrides: Set = None, output: Output = None) -> None:
 
 
 def _check_training(file: Path, overrides: list[str] | None, output: Path | None) -> None:
-    from sst_merge.config import TrainConfig, load_config
+    from sst_merge.config import TrainConfig
+    from sst_merge.run_file import load_config
     from sst_merge.stages.train import prepare
 
     made = prepare(load_config(TrainConfig, file, _changes(overrides, output)), root=Path())
@@ -215,7 +216,8 @@ def report(file: File, overrides: Set = None, output: Output = None, as_json: As
 @app.command()
 def train(file: File, overrides: Set = None, output: Output = None) -> None:
     """Train a utility, safety or harmful LoRA adapter (needs the extra: pip install 'sst-merge[train]')."""
-    from sst_merge.config import TrainConfig, load_config
+    from sst_merge.config import TrainConfig
+    from sst_merge.run_file import load_config
     from sst_merge.stages.train import train as train_adapter
 
     config = load_config(TrainConfig, file, _changes(overrides, output))
@@ -534,7 +536,8 @@ def _changes(overrides: list[str] | None, output: Path | None) -> list[str]:
 
 
 def _load(file: Path, overrides: list[str] | None, output: Path | None = None) -> Any:
-    from sst_merge.config import RunConfig, load_config
+    from sst_merge.config import RunConfig
+    from sst_merge.run_file import load_config
 
     return load_config(RunConfig, file, _changes(overrides, output))
 
@@ -577,7 +580,8 @@ def _merge_values(
 
 
 def _validate(values: dict[str, Any], overrides: list[str] | None) -> Any:
-    from sst_merge.config import RunConfig, apply_overrides, validate
+    from sst_merge.config import RunConfig
+    from sst_merge.run_file import apply_overrides, validate
 
     return validate(RunConfig, apply_overrides(values, overrides or []), "options")
 

@@ -14,9 +14,10 @@ import yaml
 
 from sst_merge import adapter_config, errors, safety_tax
 from sst_merge.cli import app
-from sst_merge.config import RunConfig, TrainConfig, load_config, validate
+from sst_merge.config import RunConfig, TrainConfig
 from sst_merge.methods import METHODS
 from sst_merge.rendering.page import FLAG_NOTES
+from sst_merge.run_file import load_config, validate
 from sst_merge.run_folder import RunFolder
 from sst_merge.tasks import TASKS
 

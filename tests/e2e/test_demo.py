@@ -11,11 +11,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sst_merge.config import RunConfig, load_config, validate
+from sst_merge.config import RunConfig
 from sst_merge.experiments.dry_run import DEMO_SAMPLES
 from sst_merge.inference import encode, next_token_log_probabilities
 from sst_merge.models import Base, load_base
 from sst_merge.progress import SilentReporter
+from sst_merge.run_file import load_config, validate
 from sst_merge.stages import run as run_stage
 from sst_merge.stages.plan import plan
 from tiny import load_with_peft

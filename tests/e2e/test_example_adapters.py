@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from sst_merge.config import TrainConfig, load_config
+from sst_merge.config import TrainConfig
 from sst_merge.errors import AdapterError
 from sst_merge.progress import SilentReporter
+from sst_merge.run_file import load_config
 from sst_merge.stages.train import train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sst_merge.config import RunConfig, TrainConfig, apply_overrides, is_training_file, load_config, validate
+from sst_merge.config import RunConfig, TrainConfig
 from sst_merge.data import DataSource
 from sst_merge.errors import ConfigError
+from sst_merge.run_file import apply_overrides, is_training_file, load_config, validate
 
 TRAIN = """
 base_model: tiny

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 
 from sst_merge.adapter_config import CONFIG_FILE
-from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig, apply_overrides, load_config, validate
+from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig
 from sst_merge.data import DataSource, load_rows
 from sst_merge.errors import ConfigError, DataError, InvalidResultError, ModelError, RunFolderError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.presets import BatchSizes, Preset
 from sst_merge.experiments.result import result_name, result_of
 from sst_merge.progress import Reporter
+from sst_merge.run_file import apply_overrides, load_config, validate
 from sst_merge.stages.plan import load_tasks
 from sst_merge.stages.run import run
 from sst_merge.tasks import LmEval, is_lm_eval

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from sst_merge.config import TrainConfig, validate
+from sst_merge.config import TrainConfig
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import paired_difference
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
+from sst_merge.run_file import validate
 from sst_merge.stages import train as stage
 from sst_merge.stages.train import train
 from tiny import write_base
