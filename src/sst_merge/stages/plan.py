@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sst_merge.adapter import Updates
 from sst_merge.adapter_config import read_config
 from sst_merge.adapter_io import AdapterHeader, check_together, read_adapter, read_sum, sum_sha256, training_rows
+from sst_merge.chat_template import template_notes
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id, keep_first, left_out, load_rows, with_answers
 from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
@@ -122,8 +123,10 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             },
         },
     }
-    notes = _module_notes(ranks) + _notes(
-        config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"]
+    notes = (
+        _module_notes(ranks)
+        + template_notes(encoder.tokenizer)
+        + _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
     )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)
 

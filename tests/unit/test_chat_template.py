@@ -1,0 +1,113 @@
+"""Conversations are the same text on every day, and an answer begins with its own words."""
+
+from typing import Any
+
+import pytest
+
+from sst_merge.chat_template import CHAT_TEMPLATES, DATE, answer_opening, prepare_tokenizer, template_notes
+from sst_merge.inference import encode
+from sst_merge.models import Base, prepare_base
+from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
+
+TURN = "<|im_start|>{{ message['role'] }}\n"
+START = "{% if add_generation_prompt %}<|im_start|>assistant\n"
+ANSWER = "{% if message['role'] == 'assistant' %}"
+# A model that may think: an answer without a thought has an empty one, and so has the prompt if it is asked not to.
+THINKING = (
+    "{% for message in messages %}" + TURN + ANSWER + "<think>\n\n</think>\n\n{% endif %}{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}"
+    + START
+    + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# A model that always thinks: the prompt opens the thought.
+ALWAYS = (
+    "{% for message in messages %}" + TURN + ANSWER + "<think>\n\n</think>\n\n{% endif %}{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}" + START + "<think>\n{% endif %}"
+)
+# A model that is told nothing of thought in the prompt, and yet has an empty one before every answer.
+UNASKED = ALWAYS.replace("assistant\n<think>\n{% endif %}", "assistant\n{% endif %}")
+DATED = "Today is {{ strftime_now('%d %b %Y') }}.\n" + CHAT_TEMPLATE
+
+
+def base_with(template: str) -> Base:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return prepare_base("tiny", tiny_model(), tokenizer)
+
+
+def text(base: Base, ids: tuple[int, ...]) -> str:
+    return base.tokenizer.decode(list(ids))
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (CHAT_TEMPLATE, ""),
+        (CHAT_TEMPLATES["plain"], ""),  # a space before the answer is the answer's
+        (THINKING, ""),  # the prompt has it
+        (ALWAYS, "\n</think>\n\n"),
+        (UNASKED, "<think>\n\n</think>\n\n"),
+        ("{% if messages | length > 1 %}long {% endif %}{{ messages[0]['content'] }}", ""),
+    ],
+)
+def test_what_stands_before_every_answer_is_found(template: str, opening: str) -> None:
+    base = base_with(template)
+    assert base.opening == answer_opening(base.tokenizer) == opening
+
+
+@pytest.mark.parametrize("template", [THINKING, ALWAYS, UNASKED])
+def test_an_answer_begins_with_its_own_words(template: str) -> None:
+    base = base_with(template)
+    whole = encode(base, "hi", "Hello")
+    assert text(base, whole.ids[whole.answer_start :]) == "Hello<|im_end|>"
+    assert text(base, whole.ids[: whole.answer_start]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert encode(base, "hi").ids == whole.ids[: whole.answer_start]  # generation starts from the same tokens
+    assert text(base, whole.shortened(1).ids).endswith("</think>\n\nH")
+
+
+def test_a_conversation_is_the_same_tokens_on_every_day() -> None:
+    base = base_with(DATED)
+    assert text(base, encode(base, "hi").ids).startswith("Today is 26 Jul 2024.\n<s>")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = DATED
+    plain = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert not plain.startswith("Today is 26 Jul 2024.")  # without us it is the clock's
+
+
+def test_the_clock_that_stands_writes_what_strftime_does() -> None:
+    form = "%A %a %d.%m.%Y %y, %B %b %j, %H:%M:%S %I %p"
+    base = base_with("{{ strftime_now('" + form + "') }}|" + CHAT_TEMPLATE)
+    assert text(base, encode(base, "hi").ids).split("|")[0] == DATE.strftime(form)
+
+
+def test_preparing_a_tokenizer_again_changes_nothing_and_arguments_can_still_be_given() -> None:
+    base = tiny_base()
+    prepare_tokenizer("tiny", base.tokenizer, "model")
+    user: Any = [{"role": "user", "content": "hi"}]
+    assert base.tokenizer.apply_chat_template(user, tokenize=False) == "<s><|im_start|>user\nhi<|im_end|>\n"
+    thinking = base_with(THINKING).tokenizer
+    asked = thinking.apply_chat_template(user, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert asked.endswith("assistant\n")
+
+
+def test_the_plan_says_how_the_template_is_used() -> None:
+    assert template_notes(base_with(CHAT_TEMPLATE).tokenizer) == ()
+    assert template_notes(base_with(THINKING).tokenizer) == (
+        "the chat template can ask for thought before an answer; it is used with enable_thinking: false",
+    )
+    assert template_notes(base_with(DATED).tokenizer) == (
+        "the chat template writes the date; it is 26 July 2024 in every run, so that runs can be repeated",
+    )
+    (note,) = template_notes(base_with(UNASKED).tokenizer)
+    assert note.startswith(
+        r"the chat template writes '<think>\n\n</think>\n\n' before every answer: prompts end with it"
+    )
+
+
+def test_lm_eval_asks_in_the_same_way() -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    base = base_with("Today is {{ strftime_now('%Y') }}.\n" + THINKING)
+    model: Any = HFLM(pretrained=base.model, tokenizer=base.tokenizer, backend="causal", batch_size=1)  # type: ignore[arg-type]
+    assert model.apply_chat_template([{"role": "user", "content": "hi"}]) == text(base, encode(base, "hi").ids)
