@@ -55,7 +55,7 @@ from sst_merge.run_file import load_config
 from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.calibrate import distinct, encode_rows, second_point
 from sst_merge.stages.merge import Merged, merge_updates
-from sst_merge.stages.plan import contrasted, rows_sha256
+from sst_merge.stages.rows import contrasted, rows_sha256
 from sst_merge.stages.train import train
 from sst_merge.statistics import STATISTICS, PooledGradients, Request, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases

@@ -40,7 +40,7 @@ from sst_merge.adapter import Updates
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.data import DataSource, Row, load_rows
 from sst_merge.models import load_base
-from sst_merge.stages.plan import rows_sha256
+from sst_merge.stages.rows import rows_sha256
 from sst_merge.weights import applied
 
 BASELINE = "task arithmetic"

@@ -20,6 +20,7 @@ from sst_merge.chat_template import CHAT_TEMPLATES
 from sst_merge.data import DataSource
 from sst_merge.methods import Method
 from sst_merge.section import Section
+from sst_merge.statistics import Request
 from sst_merge.tasks import TASKS, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX
 
@@ -182,7 +183,7 @@ class AdaptersConfig(Section):
     """PEFT folder of the safety adapter; or a list, whose weighted sum of updates is the safety update."""
     allow_different_base: bool = False
     """Merge although the adapters name different base models, because their weights are known to be equal."""
-    missing_modules: Literal["refuse", "zero"] = "refuse"
+    missing_modules: Literal["refuse", "zero"] = Field(default="refuse", exclude_if=lambda value: value == "refuse")
     """Of modules that one adapter has and another lacks. refuse: an error; zero: the other's update there is zero."""
 
     def of(self, role: Literal["utility", "safety"]) -> tuple[WeightedAdapter, ...]:
@@ -304,6 +305,10 @@ class RunConfig(Section):
         if isinstance(self.rank, int) and self.rank < 1:
             raise ValueError(f"rank must be at least 1 or 'exact', got {self.rank}")
         return self
+
+    def requests(self) -> list[Request]:
+        """The statistics that the run's methods ask for, each once, the method's own first."""
+        return list(dict.fromkeys(each for method in (self.method, *self.comparisons) for each in method.requests()))
 
     def _check_comparisons(self) -> None:
         """Refuse two arms of one name, and two of the same settings."""

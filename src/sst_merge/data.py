@@ -77,6 +77,8 @@ class Row:
     """How many tokens of the answer count in calibration; ``None`` for all."""
     other_answers: int = 0
     """Rows with the same prompt and another answer, which were left out because this one came first."""
+    other_sources: int = 0
+    """Further sources of the same data that have the prompt, too; it is taken from the first."""
 
 
 @dataclass(frozen=True)

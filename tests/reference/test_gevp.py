@@ -22,7 +22,7 @@ from sst_merge.linalg import (
     steer_softly,
 )
 from sst_merge.methods import ModuleInputs, module_generator
-from sst_merge.methods.sst import Keep, Sst
+from sst_merge.methods.sst import SMALLEST_DAMPING, Keep, Sst
 from sst_merge.statistics import PooledGradients
 from sst_merge.statistics.sample_gradients import patch_bases
 from tiny import gradients_from_rows, random_update
@@ -252,6 +252,22 @@ def test_energies_without_coordinates_equal_the_dense_ones(case: Case, damping_s
         "utility_energy_kept": after @ f_u @ after,
     }
     assert combination.energies(problem) == pytest.approx(expected, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.parametrize("price", [1.0, 1e3, 1e6])
+def test_the_smallest_damping_is_solved_to_a_fraction_of_the_patch(price: float) -> None:
+    """More samples than coordinates, where the Gram matrix is singular: least squares never squares a condition."""
+    rng = np.random.default_rng(4)
+    j_s, j_u, patch = rng.normal(size=(10, 8)), rng.normal(size=(12, 8)), rng.normal(size=8)
+    j, c = torch.from_numpy(np.vstack([j_s, j_u])), torch.from_numpy(patch)
+    problem = SampleSpace(j @ j.T, j @ c, torch.arange(22) < 10, 8, float(c @ c))
+    gamma = SMALLEST_DAMPING * np.trace(j_s.T @ j_s) / 8
+    stacked = np.vstack([price**0.5 * j_u, j_s, gamma**0.5 * np.eye(8)])
+    wanted = np.concatenate([np.zeros(12), j_s @ patch, gamma**0.5 * patch])
+    expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+    soft = steer_softly(problem, price=price, damping_safety=SMALLEST_DAMPING)
+    found = soft.neutral * patch + j.numpy().T @ soft.weights.numpy()
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(patch)
 
 
 def test_utility_samples_with_small_gradients_are_data_and_not_rounding() -> None:

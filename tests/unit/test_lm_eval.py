@@ -1,5 +1,6 @@
 """lm-eval's tasks: loaded from local copies, asked of the one loaded model, recorded sample by sample."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,20 @@ def test_the_negative_control_scores_a_response_against_another_rows_target(mmlu
     rows = mmlu.rows(seed=0, samples=None)
     sample = {"responses": [[0.0, True], [-1.0, False], [-2.0, False], [-3.0, False]]}
     assert [mmlu.score_against(row, sample) for row in rows] == [float(row.answer == "0") for row in rows]
+
+
+def test_what_asks_a_question_and_is_not_in_its_row_is_told(mmlu: LmEval, tmp_path: Path) -> None:
+    assert mmlu.asked_by["lm_eval"] == version("lm-eval")
+    subtasks = ["mmlu_anatomy"]
+    copy = write_csv_copy(tmp_path)
+    none, one, two = (
+        LmEval("lm_eval:mmlu", subtasks=subtasks, copy=copy, fewshot=shots).asked_by["examples"] for shots in (0, 1, 1)
+    )
+    assert none != one == two
+    examples = tmp_path / "dev" / "anatomy_dev.csv"
+    examples.write_text("Now: " + examples.read_text(encoding="utf-8"), encoding="utf-8")
+    changed = LmEval("lm_eval:mmlu", subtasks=subtasks, copy=copy, fewshot=1).asked_by["examples"]
+    assert changed not in {none, one}
 
 
 @pytest.mark.parametrize("write", [write_csv_copy, write_hub_copy, lambda folder: write_table(folder / "mmlu.jsonl")])

@@ -21,7 +21,7 @@ from sst_merge.experiments.presets import BatchSizes, Preset
 from sst_merge.experiments.result import result_name, result_of
 from sst_merge.progress import Reporter
 from sst_merge.run_file import apply_overrides, load_config, validate
-from sst_merge.stages.plan import load_tasks
+from sst_merge.stages.rows import load_tasks
 from sst_merge.stages.run import run
 from sst_merge.tasks import LmEval, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX

@@ -37,6 +37,8 @@ PRICE = 100.0
 """Chosen for the exact Fisher (docs/decisions/0011)."""
 MOST_REFUSED = {"kfac": 53, "diagonal": 25}
 """Per cent of the harmful test prompts at that price, over cells and strengths (docs/results/ablation-smollm2.md)."""
+SMALLEST_DAMPING = 1e-10
+"""Below it rounding moves the soft rule by more than 1e-5 of the patch, where samples are more than coordinates."""
 TINY = torch.finfo(torch.float64).tiny
 OUTSIDE = 1e-4
 """A patch whose squared norm lies outside the coordinates by more than this fraction has foreign statistics."""
@@ -81,13 +83,18 @@ class Sst(MergeMethod):
     span: Span = "safety"
     """Where the steered patch may lie: in the span of the safety update, or in the joint span of both adapters."""
     damping_safety: Number = Field(default=2.0, ge=0, le=1e12)
-    """gamma as a fraction of tr(F_safety)/p, at least 0. Above 0 the soft rule keeps directions that neither data set
-    touches; the larger, the closer the patch stays to the safety update."""
+    """gamma as a fraction of tr(F_safety)/p: 0, or at least 1e-10. Above 0 the soft rule keeps directions that neither
+    data set touches; the larger, the closer the patch stays to the safety update."""
     damping_utility: Number = Field(default=0.1, gt=0, le=1e12)
     """eps as a fraction of tr(F_utility)/p, above 0, in the denominator of lambda (hard rules and diagonal Fisher)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Sst":
+        if 0 < self.damping_safety < SMALLEST_DAMPING:
+            raise ValueError(
+                f"damping_safety must be 0 or at least {SMALLEST_DAMPING:g}, got {self.damping_safety:g}: "
+                "less is lost in rounding"
+            )
         if self.scope == "global" and self.fisher != "exact":
             raise ValueError("scope global needs fisher exact")
         if self.patch == "interpolate" and self.span != "joint":

@@ -23,7 +23,8 @@ from sst_merge.processes import Processes
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import canonical_sha256, require_free_space, versions
 from sst_merge.stages.merge import merge_updates
-from sst_merge.stages.plan import Plan, missing_statistics_bytes, requests, rows_sha256
+from sst_merge.stages.plan import Plan, missing_statistics_bytes
+from sst_merge.stages.rows import rows_sha256
 from sst_merge.statistics import (
     STATISTICS,
     Gradients,
@@ -61,7 +62,7 @@ def statistics_folders(made: Plan) -> list[Path]:
         return []
     places = (False, True) if calibration.has_two_points else (False,)
     found = [
-        statistics_folder(made, request, is_second=second) for request in requests(made.config) for second in places
+        statistics_folder(made, request, is_second=second) for request in made.config.requests() for second in places
     ]
     return [folder for folder in found if folder is not None]
 
@@ -81,7 +82,7 @@ def statistics_folder(made: Plan, request: Request | None = None, *, is_second: 
             of ``point: utility``, in the same folder.
     """
     calibration = made.config.calibration
-    request = request or next(iter(requests(made.config)), None)
+    request = request or next(iter(made.config.requests()), None)
     if calibration is None or request is None:
         return None
     key = canonical_sha256(
@@ -150,7 +151,7 @@ def calibrate(made: Plan, base: LazyBase, reporter: Reporter, processes: Process
     """
     calibration = made.config.calibration
     found: dict[Request, Gradients | KroneckerFactors] = {}
-    for request in requests(made.config):
+    for request in made.config.requests():
         first = found[request] = _measured(made, base, request, None, reporter, processes)
         if calibration is not None and calibration.has_two_points:
             assert isinstance(first, SampleGradients)  # the configuration refuses other statistics here

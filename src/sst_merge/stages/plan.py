@@ -1,7 +1,7 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,17 +11,25 @@ from sst_merge.adapter import Updates
 from sst_merge.adapter_config import read_config
 from sst_merge.adapter_io import AdapterHeader, check_together, read_adapter, read_sum, sum_sha256, training_rows
 from sst_merge.chat_template import template_notes
-from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
-from sst_merge.data import Row, check_disjoint, content_id, keep_first, left_out, load_rows, with_answers
+from sst_merge.config import EvaluationConfig, RunConfig
+from sst_merge.data import Row, check_disjoint, content_id
 from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.inference import check_room, encode
 from sst_merge.models import QUANTISED, Encoder, architecture, check_weights, load_encoder, model_identity, placement
-from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space
-from sst_merge.statistics import Request
+from sst_merge.run_folder import RunFolder, require_free_space
+from sst_merge.stages.rows import (
+    Inputs,
+    load_evaluation_rows,
+    load_inputs,
+    load_sources,
+    load_tasks,
+    row_notes,
+    rows_sha256,
+)
 from sst_merge.statistics.kronecker_factors import stored_numbers
 from sst_merge.statistics.sample_gradients import choose_side
-from sst_merge.tasks import AnswerTask, LmEval, build_task
+from sst_merge.tasks import LmEval
 
 END_OF_ANSWER = 64
 """Tokens that a chat template may write behind an answer, and more."""
@@ -29,18 +37,6 @@ CHANGED = 0.1
 """Share of answers that change between two arms, for what a test will detect; of the order seen in merges."""
 
 Role = Literal["utility", "safety"]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The rows of a run, by use."""
-
-    calibration_safety: list[Row]
-    calibration_utility: list[Row]
-    evaluation: dict[str, list[Row]]
-    """By task name."""
-    tasks: dict[str, AnswerTask | LmEval]
-    """What scores them, by task name."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +117,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
                 "calibration.utility": rows_sha256(inputs.calibration_utility),
                 **{f"evaluation.{task}": rows_sha256(rows) for task, rows in inputs.evaluation.items()},
             },
+            **{name: task.asked_by for name, task in inputs.tasks.items() if isinstance(task, LmEval)},
         },
     }
     notes = (
@@ -155,40 +152,13 @@ def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Pa
     notes += config.method.notes("method")
     for number, method in enumerate(config.comparisons):
         notes += method.notes(f"comparisons.{number}")
-    if config.calibration is not None and requests(config):
-        notes += _harmless_notes(config.calibration, inputs)
-    notes += _answer_notes(inputs)
-    notes += _cluster_notes(inputs)
+    notes += row_notes(inputs, config)
     for label, _, folder in adapters:
         if config.evaluation is not None and not training_rows(folder):
             notes.append(
                 f"the {label} adapter does not say what it was trained on: overlap with the test rows is unchecked"
             )
     return tuple(notes)
-
-
-def _answer_notes(inputs: Inputs) -> list[str]:
-    """Answers that are not used, since a prompt is taken once."""
-    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
-    for name, task in inputs.tasks.items():
-        if not isinstance(task, LmEval) and task.needs_answer:
-            used[f"evaluation.{name}"] = inputs.evaluation[name]
-    return [
-        note for use, rows in used.items() for note in left_out((row for row in rows if row.answer_tokens is None), use)
-    ]
-
-
-def _cluster_notes(inputs: Inputs) -> list[str]:
-    """Clusters that stand on both sides: rows of one template or source in calibration and evaluation."""
-    calibrated = {row.cluster for row in inputs.calibration_safety + inputs.calibration_utility} - {None}
-    notes = []
-    for task, rows in inputs.evaluation.items():
-        if shared := sorted(str(cluster) for cluster in calibrated & {row.cluster for row in rows}):
-            notes.append(
-                f"evaluation.{task} shares {len(shared)} cluster(s) with the calibration ({shared[0]!r}): its results "
-                "may be better than on rows of other clusters. Splits of one file keep clusters together"
-            )
-    return notes
 
 
 def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
@@ -266,14 +236,14 @@ def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SST
         partial(RunFolder(config.output).refuse_foreign, {}),
     ]
     calibration, evaluation = config.calibration, config.evaluation
-    if calibration is not None and requests(config):
+    if calibration is not None and config.requests():
         for name, sources, needs_answer in (
             ("safety", calibration.safety, True),
             ("utility", calibration.utility, True),
             ("harmless", calibration.harmless or [], False),
         ):
             key = f"calibration.{name}"
-            steps.append(partial(_load, sources, config.seed, root, key, needs_answer=needs_answer))
+            steps.append(partial(load_sources, sources, config.seed, root, key, needs_answer=needs_answer))
     for number, task in enumerate(evaluation.tasks if evaluation else []):
         assert evaluation is not None
         steps.append(partial(_load_task, evaluation.model_copy(update={"tasks": [task]}), config.seed, root, number))
@@ -306,14 +276,9 @@ def _labelled(config: RunConfig, root: Path) -> list[tuple[str, Role, Path]]:
     return found
 
 
-def requests(config: RunConfig) -> list[Request]:
-    """The statistics that the run's methods ask for, each once, the method's own first."""
-    return list(dict.fromkeys(each for method in (config.method, *config.comparisons) for each in method.requests()))
-
-
 def describe(made: Plan) -> dict[str, Any]:
     """``plan.json``: per module shapes, ranks and side; per run what will be measured and how large it gets."""
-    is_joint = any(request.span == "joint" for request in requests(made.config))
+    is_joint = any(request.span == "joint" for request in made.config.requests())
     modules = {}
     for name, header in made.modules.items():
         side = choose_side(header.shape)
@@ -330,7 +295,7 @@ def describe(made: Plan) -> dict[str, Any]:
         "schema": "sst-merge/plan/1",
         "method": made.config.method.model_dump(mode="json"),
         "comparisons": [method.model_dump(mode="json") for method in made.config.comparisons],
-        "statistics_required": sorted({request.statistic for request in requests(made.config)}),
+        "statistics_required": sorted({request.statistic for request in made.config.requests()}),
         "calibration_samples": {
             "safety": len(made.inputs.calibration_safety),
             "utility": len(made.inputs.calibration_utility),
@@ -359,7 +324,7 @@ def _statistics_bytes(made: Plan, modules: dict[str, dict[str, Any]]) -> int:
     points = 2 if calibration is not None and calibration.has_two_points else 1
     samples = points * (len(made.inputs.calibration_safety) + len(made.inputs.calibration_utility))
     total = 0
-    for request in requests(made.config):
+    for request in made.config.requests():
         for module in modules.values():
             small = min(module["shape"])
             rank = module["coordinates"] // small
@@ -425,160 +390,6 @@ def _adapter_parameters(made: Plan) -> int:
         rank = exact if made.config.rank == "exact" else min(made.config.rank, exact)
         total += rank * (d_out + d_in)
     return total
-
-
-def load_inputs(config: RunConfig, root: Path) -> Inputs:
-    """All rows that the run file names.
-
-    Raises:
-        DataError: See :func:`sst_merge.data.load_rows`.
-    """
-    calibration = config.calibration
-    safety = utility = []
-    if calibration is not None and requests(config):
-        safety = _load(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
-        utility = _load(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
-        if calibration.harmless is not None:
-            refusals = sorted(_answers(safety))
-            refused = _load(
-                calibration.harmless, config.seed, root, "calibration.harmless", needs_answer=False, drawn=refusals
-            )
-            safety, utility = contrasted(
-                safety,
-                utility,
-                refused,
-                first_tokens=calibration.first_tokens,
-                per_prompt=calibration.refusals_per_prompt,
-            )
-    tasks = load_tasks(config.evaluation, root)
-    rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
-    return Inputs(safety, utility, rows, tasks)
-
-
-def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, AnswerTask | LmEval]:
-    """What scores the answers, by task name.
-
-    Raises:
-        ConfigError: If lm-eval is needed and missing, knows no such task, or a task may not run code.
-        DataError: If the data of a task of lm-eval cannot be loaded.
-    """
-    if evaluation is None:
-        return {}
-    return {
-        config.task: build_task(
-            config.task,
-            subtasks=config.subtasks,
-            fewshot=config.fewshot,
-            copy=root / config.data[0].data if config.data else None,
-            allow_code_execution=evaluation.allow_code_execution,
-        )
-        for config in evaluation.tasks
-    }
-
-
-def load_evaluation_rows(
-    evaluation: EvaluationConfig | None,
-    tasks: dict[str, AnswerTask | LmEval],
-    *,
-    seed: int,
-    root: Path,
-    first: int = 0,
-) -> dict[str, list[Row]]:
-    """Rows per task, at most ``limit`` of each; messages number the tasks from ``first``.
-
-    Raises:
-        DataError: See :func:`sst_merge.data.load_rows`.
-    """
-    found = {}
-    for number, config in enumerate(evaluation.tasks if evaluation else [], start=first):
-        task = tasks[config.task]
-        if isinstance(task, LmEval):
-            rows = task.rows(seed=seed, samples=config.samples)
-        else:
-            key = f"evaluation.tasks.{number}"
-            rows = _load(config.data or [], seed, root, key, needs_answer=task.needs_answer)
-        rows.sort(key=lambda row: canonical_sha256([seed, row.id]))
-        found[config.task] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
-    return found
-
-
-def _load(
-    sources: list[DataSource],
-    seed: int,
-    root: Path,
-    key: str,
-    *,
-    needs_answer: bool,
-    drawn: list[str] | None = None,
-) -> list[Row]:
-    """Rows of several sources; a prompt that two sources share is taken once.
-
-    Where answers to be ``drawn`` are given, rows of sources without an answers file get one of these.
-    """
-    rows: dict[str, Row] = {}
-    for number, source in enumerate(sources):
-        place = key if len(sources) == 1 else f"{key}.{number}"
-        found = load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place)
-        for row in with_answers(found, drawn) if drawn is not None and source.answers is None else found:
-            keep_first(rows, row)
-    return list(rows.values())
-
-
-def contrasted(
-    safety: list[Row], utility: list[Row], refused: list[Row], *, first_tokens: int, per_prompt: int
-) -> tuple[list[Row], list[Row]]:
-    """Calibration data that tell refusals of harmful prompts from refusals of harmless ones.
-
-    Args:
-        safety: Harmful prompts with refusals.
-        utility: Prompts with answers that must not change.
-        refused: Harmless prompts with refusals.
-        first_tokens: How many tokens of a refusal decide that it is one.
-        per_prompt: How many different refusals each harmful prompt gets, if ``safety`` has so many.
-
-    Returns:
-        Safety rows, whole and then by the first tokens of their own and of other refusals; utility rows, and the
-        harmless prompts by the first tokens of their refusals.
-    """
-    known = _answers(safety)
-
-    def several(row: Row) -> list[Row]:
-        others = sorted(known - {row.answer}, key=lambda answer: canonical_sha256([row.id, answer]))
-        return [row, *(replace(row, answer=answer) for answer in others[: per_prompt - 1])]
-
-    def begun(rows: list[Row]) -> list[Row]:
-        return [replace(row, answer_tokens=first_tokens) for row in rows]
-
-    return [*safety, *(sample for row in safety for sample in begun(several(row)))], [*utility, *begun(refused)]
-
-
-def _answers(rows: list[Row]) -> set[str]:
-    return {row.answer for row in rows if row.answer is not None}
-
-
-def _harmless_notes(calibration: CalibrationConfig, inputs: Inputs) -> list[str]:
-    """What a reader should know about prompts that must not be refused."""
-    if calibration.harmless is None:
-        return ["calibration.harmless is not given: no data say which prompts must not be refused"]
-    notes, known = [], _answers(inputs.calibration_safety)
-    if len(known) < calibration.refusals_per_prompt:
-        notes.append(
-            f"calibration.refusals_per_prompt is {calibration.refusals_per_prompt}, and calibration.safety has "
-            f"{len(known)} different answers"
-        )
-    if others := _answers([row for row in inputs.calibration_utility if row.answer_tokens is not None]) - known:
-        notes.append(
-            f"calibration.harmless has {len(others)} refusal(s) that no prompt of calibration.safety has "
-            f"({min(others)!r}); at equal strength harmful prompts may be refused less for it. Without answers there, "
-            "those of calibration.safety are taken"
-        )
-    return notes
-
-
-def rows_sha256(rows: list[Row]) -> str:
-    """Hash of rows in their order, every field included; ``answer_tokens`` where it is set."""
-    every = ([row.id, row.prompt, row.answer, row.cluster, row.weight, row.answer_tokens] for row in rows)
-    return canonical_sha256([values if values[-1] is not None else values[:-1] for values in every])
 
 
 def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> None:

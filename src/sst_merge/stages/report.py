@@ -18,7 +18,7 @@ from sst_merge.rendering import SCHEMA, render_html, render_markdown
 from sst_merge.run_folder import RunFolder
 from sst_merge.safety_tax import Evidence, PairedScores, safety_tax, withheld
 from sst_merge.stages.evaluate import arm_names
-from sst_merge.stages.plan import Plan, requests
+from sst_merge.stages.plan import Plan
 from sst_merge.tasks import Measure, Task
 from sst_merge.tasks.judges import is_incoherent
 from sst_merge.wheels import replace_file
@@ -204,7 +204,7 @@ def _run(made: Plan, records: Records, manifest: dict[str, Any]) -> dict[str, An
 def _calibration(made: Plan) -> dict[str, Any] | None:
     """What the statistics were measured on; ``None`` if no method reads any."""
     calibration = made.config.calibration
-    if calibration is None or not requests(made.config):
+    if calibration is None or not made.config.requests():
         return None
     return {
         **{use: _named(getattr(calibration, use)) for use in ("safety", "utility", "harmless")},

@@ -56,7 +56,7 @@ def run(
         made = plan(config, root=root)
         advance(1)
     store = config.calibration.store if config.calibration else None  # others' statistics may be there
-    reusable = [store] if store else statistics_folders(made)
+    reusable = [root / store] if store else statistics_folders(made)
     if processes.is_first:
         require_room(made, replace=replace, reusable=reusable)
     with made.folder.held() if processes.is_first else nullcontext():

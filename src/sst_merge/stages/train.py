@@ -29,7 +29,7 @@ from sst_merge.models import Base, load_base, model_identity
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
-from sst_merge.stages.plan import load_evaluation_rows, load_tasks, rows_sha256
+from sst_merge.stages.rows import load_evaluation_rows, load_tasks, rows_sha256
 from sst_merge.stages.run import fetch_model
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.wheels import replace_file

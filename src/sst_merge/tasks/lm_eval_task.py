@@ -6,6 +6,7 @@ arms can be paired. A group such as ``mmlu`` is its leaf tasks side by side.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -90,6 +91,14 @@ class LmEval(Task):
         self.title = f"{name.removeprefix(PREFIX)} ({shots}-shot, {' and '.join(splits)} questions)"
         self.notes: list[str] = []
         self.source = f"lm-evaluation-harness {_lm_eval_version()}, task {name.removeprefix(PREFIX)}"
+        examples = {
+            leaf: list(task.fewshot_docs() or ()) for leaf, task in self.tasks.items() if task.config.num_fewshot
+        }
+        self.asked_by = {
+            "lm_eval": _lm_eval_version(),
+            "examples": hashlib.sha256(json.dumps(examples, sort_keys=True, default=str).encode()).hexdigest(),
+        }
+        """What of the questions' words, of the metric and of the examples before a question is not in the rows."""
 
     def rows(self, *, seed: int, samples: int | None) -> list[Row]:
         """Questions of all leaf tasks, ``samples`` of each at most; an equal question is taken once.

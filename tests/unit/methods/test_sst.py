@@ -15,7 +15,7 @@ from sst_merge.adapter import Update, Updates, squared_norm
 from sst_merge.errors import NumericalError
 from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import ModuleInputs, ModuleResult, module_generator
-from sst_merge.methods.sst import Keep, Sst
+from sst_merge.methods.sst import SMALLEST_DAMPING, Keep, Sst
 from sst_merge.statistics import SampleGradients
 from tiny import gradients_from_rows, random_gradients, random_update
 
@@ -424,3 +424,10 @@ def test_adapters_that_are_nearly_alike_can_be_interpolated(difference: float) -
     inputs = ModuleInputs("a", utility, safety)
     merged = method.merge_module(inputs, None, module_generator(0, "a")).update
     torch.testing.assert_close(merged.dense(), safety.dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_damping_that_rounding_would_swallow_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"damping_safety must be 0 or at least 1e-10, got 1e-12: less is lost"):
+        Sst(damping_safety=1e-12)
+    assert Sst(damping_safety=0.0).damping_safety == 0
+    assert Sst(damping_safety=SMALLEST_DAMPING).damping_safety == 1e-10

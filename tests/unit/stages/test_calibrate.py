@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 
 from sst_merge.adapter import Updates, concatenate
 from sst_merge.adapter_io import read_adapter
+from sst_merge.config import RunConfig
 from sst_merge.errors import RunFolderError
 from sst_merge.inference import encode
 from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
+from sst_merge.run_file import validate
 from sst_merge.run_folder import RunFolder
 from sst_merge.stages.calibrate import (
     LazyBase,
@@ -34,7 +36,7 @@ from sst_merge.stages.run import run
 from sst_merge.statistics import KroneckerFactors, PooledGradients, SampleGradients, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.weights import applied
-from tiny_run import run_config, write_rows
+from tiny_run import run_config, run_values, write_rows
 
 DATA = ("utility", "safety")
 
@@ -344,6 +346,19 @@ def test_a_method_without_data_needs_neither_model_nor_rows(inputs: Path, tmp_pa
     planned = plan(config, root=Path())
     write_plan(planned, command="test")
     assert calibrate(planned, LazyBase(no_model), SilentReporter()).found == {}
+
+
+def test_replacing_a_run_leaves_a_store_inside_its_folder_alone(inputs: Path, base: Base, tmp_path: Path) -> None:
+    """Relative paths count from the root, which need not be the working directory."""
+    values = run_values(inputs, tmp_path / "run", comparisons=None, evaluation=None)
+    values["calibration"]["store"] = "run/store"
+    config = validate(RunConfig, values, "test")
+    given: dict[str, Any] = {"root": tmp_path, "reporter": SilentReporter(), "command": "test", "load": lambda: base}
+    run(config, **given)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store").rglob("*.safetensors")}
+    assert kept
+    run(validate(RunConfig, {**values, "seed": 1}, "test"), replace=True, **given)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
 def test_a_run_waits_for_another_that_measures_the_same_statistic_in_the_store(

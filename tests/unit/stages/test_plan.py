@@ -157,8 +157,19 @@ def test_the_limit_draws_rows_by_the_seed_and_keeps_what_fewer_would_have(inputs
 def test_two_sources_are_one_set_of_rows_and_a_shared_prompt_counts_once(inputs: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "more.jsonl", "bad", 9)
     tasks = [{"task": "refusal", "data": [str(inputs / "refusal.jsonl"), str(tmp_path / "more.jsonl")]}]
-    rows = made(inputs, evaluation={"tasks": tasks}).inputs.evaluation["refusal"]
+    planned = made(inputs, evaluation={"tasks": tasks})
+    rows = planned.inputs.evaluation["refusal"]
     assert len(rows) == len({row.id for row in rows}) == 9
+    assert "evaluation.refusal: 7 prompt(s) stand in several of its sources; taken once" in planned.notes
+    assert not [note for note in made(inputs).notes if "several of its sources" in note]
+
+
+def test_one_prompt_cannot_have_two_weights(inputs: Path, tmp_path: Path) -> None:
+    source = str(inputs / "utility_calibration.jsonl")
+    calibration: dict[str, Any] = {"safety": str(inputs / "safety_calibration.jsonl")}
+    calibration["utility"] = [source, {"data": source, "weight": 3}]
+    with pytest.raises(DataError, match=r"^calibration\.utility\.1: the prompt .* has weight 3 here and 1 in an"):
+        made(inputs, calibration=calibration)
 
 
 def test_answers_that_are_left_out_are_noted_where_answers_are_read(inputs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""The rows of a run: what it calibrates on, what it evaluates on, and what should be said of them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
+from sst_merge.data import Row, keep_first, left_out, load_rows, shown, with_answers
+from sst_merge.errors import DataError
+from sst_merge.run_folder import canonical_sha256
+from sst_merge.tasks import AnswerTask, LmEval, build_task
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows of a run, by use."""
+
+    calibration_safety: list[Row]
+    calibration_utility: list[Row]
+    evaluation: dict[str, list[Row]]
+    """By task name."""
+    tasks: dict[str, AnswerTask | LmEval]
+    """What scores them, by task name."""
+
+
+def load_inputs(config: RunConfig, root: Path) -> Inputs:
+    """All rows that the run file names.
+
+    Raises:
+        DataError: See :func:`sst_merge.data.load_rows`.
+    """
+    calibration = config.calibration
+    safety = utility = []
+    if calibration is not None and config.requests():
+        safety = load_sources(calibration.safety, config.seed, root, "calibration.safety", needs_answer=True)
+        utility = load_sources(calibration.utility, config.seed, root, "calibration.utility", needs_answer=True)
+        if calibration.harmless is not None:
+            refusals = sorted(_answers(safety))
+            refused = load_sources(
+                calibration.harmless, config.seed, root, "calibration.harmless", needs_answer=False, drawn=refusals
+            )
+            safety, utility = contrasted(
+                safety,
+                utility,
+                refused,
+                first_tokens=calibration.first_tokens,
+                per_prompt=calibration.refusals_per_prompt,
+            )
+    tasks = load_tasks(config.evaluation, root)
+    rows = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
+    return Inputs(safety, utility, rows, tasks)
+
+
+def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, AnswerTask | LmEval]:
+    """What scores the answers, by task name.
+
+    Raises:
+        ConfigError: If lm-eval is needed and missing, knows no such task, or a task may not run code.
+        DataError: If the data of a task of lm-eval cannot be loaded.
+    """
+    if evaluation is None:
+        return {}
+    return {
+        config.task: build_task(
+            config.task,
+            subtasks=config.subtasks,
+            fewshot=config.fewshot,
+            copy=root / config.data[0].data if config.data else None,
+            allow_code_execution=evaluation.allow_code_execution,
+        )
+        for config in evaluation.tasks
+    }
+
+
+def load_evaluation_rows(
+    evaluation: EvaluationConfig | None,
+    tasks: dict[str, AnswerTask | LmEval],
+    *,
+    seed: int,
+    root: Path,
+    first: int = 0,
+) -> dict[str, list[Row]]:
+    """Rows per task, at most ``limit`` of each; messages number the tasks from ``first``.
+
+    Raises:
+        DataError: See :func:`sst_merge.data.load_rows`.
+    """
+    found = {}
+    for number, config in enumerate(evaluation.tasks if evaluation else [], start=first):
+        task = tasks[config.task]
+        if isinstance(task, LmEval):
+            rows = task.rows(seed=seed, samples=config.samples)
+        else:
+            key = f"evaluation.tasks.{number}"
+            rows = load_sources(config.data or [], seed, root, key, needs_answer=task.needs_answer)
+        rows.sort(key=lambda row: canonical_sha256([seed, row.id]))
+        found[config.task] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
+    return found
+
+
+def load_sources(
+    sources: list[DataSource],
+    seed: int,
+    root: Path,
+    key: str,
+    *,
+    needs_answer: bool,
+    drawn: list[str] | None = None,
+) -> list[Row]:
+    """Rows of several sources; a prompt that two sources share is taken once.
+
+    Where answers to be ``drawn`` are given, rows of sources without an answers file get one of these.
+
+    Raises:
+        DataError: If a source cannot be read, or two sources give one prompt different weights.
+    """
+    rows: dict[str, Row] = {}
+    for number, source in enumerate(sources):
+        place = key if len(sources) == 1 else f"{key}.{number}"
+        found = load_rows(source, seed=seed, root=root, needs_answer=needs_answer, key=place)
+        for row in with_answers(found, drawn) if drawn is not None and source.answers is None else found:
+            first = rows.get(row.id)
+            keep_first(rows, row)
+            if first is None:
+                continue
+            if first.weight != row.weight:
+                raise DataError(
+                    f"{place}: the prompt {shown(row.id, {row.id: row.prompt})} has weight {row.weight:g} here and "
+                    f"{first.weight:g} in an earlier source. Leave it out of one of them."
+                )
+            rows[row.id] = replace(rows[row.id], other_sources=first.other_sources + 1)
+    return list(rows.values())
+
+
+def contrasted(
+    safety: list[Row], utility: list[Row], refused: list[Row], *, first_tokens: int, per_prompt: int
+) -> tuple[list[Row], list[Row]]:
+    """Calibration data that tell refusals of harmful prompts from refusals of harmless ones.
+
+    Args:
+        safety: Harmful prompts with refusals.
+        utility: Prompts with answers that must not change.
+        refused: Harmless prompts with refusals.
+        first_tokens: How many tokens of a refusal decide that it is one.
+        per_prompt: How many different refusals each harmful prompt gets, if ``safety`` has so many.
+
+    Returns:
+        Safety rows, whole and then by the first tokens of their own and of other refusals; utility rows, and the
+        harmless prompts by the first tokens of their refusals.
+    """
+    known = _answers(safety)
+
+    def several(row: Row) -> list[Row]:
+        others = sorted(known - {row.answer}, key=lambda answer: canonical_sha256([row.id, answer]))
+        return [row, *(replace(row, answer=answer) for answer in others[: per_prompt - 1])]
+
+    def begun(rows: list[Row]) -> list[Row]:
+        return [replace(row, answer_tokens=first_tokens) for row in rows]
+
+    return [*safety, *(sample for row in safety for sample in begun(several(row)))], [*utility, *begun(refused)]
+
+
+def _answers(rows: list[Row]) -> set[str]:
+    return {row.answer for row in rows if row.answer is not None}
+
+
+def rows_sha256(rows: list[Row]) -> str:
+    """Hash of rows in their order, every field included; ``answer_tokens`` where it is set."""
+    every = ([row.id, row.prompt, row.answer, row.cluster, row.weight, row.answer_tokens] for row in rows)
+    return canonical_sha256([values if values[-1] is not None else values[:-1] for values in every])
+
+
+def row_notes(inputs: Inputs, config: RunConfig) -> list[str]:
+    """What a user should hear of the rows before the run."""
+    harmless = _harmless_notes(config.calibration, inputs) if config.calibration and config.requests() else []
+    return harmless + _answer_notes(inputs) + _source_notes(inputs) + _cluster_notes(inputs)
+
+
+def _answer_notes(inputs: Inputs) -> list[str]:
+    """Answers that are not used, since a prompt is taken once."""
+    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
+    for name, task in inputs.tasks.items():
+        if not isinstance(task, LmEval) and task.needs_answer:
+            used[f"evaluation.{name}"] = inputs.evaluation[name]
+    return [
+        note for use, rows in used.items() for note in left_out((row for row in rows if row.answer_tokens is None), use)
+    ]
+
+
+def _source_notes(inputs: Inputs) -> list[str]:
+    """Prompts that several sources have, so that there are fewer rows than were asked for."""
+    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
+    used |= {f"evaluation.{name}": rows for name, rows in inputs.evaluation.items()}
+    counts = {use: len({row.id for row in rows if row.other_sources}) for use, rows in used.items()}
+    return [
+        f"{use}: {count} prompt(s) stand in several of its sources; taken once"
+        for use, count in counts.items()
+        if count
+    ]
+
+
+def _cluster_notes(inputs: Inputs) -> list[str]:
+    """Clusters that stand on both sides: rows of one template or source in calibration and evaluation."""
+    calibrated = {row.cluster for row in inputs.calibration_safety + inputs.calibration_utility} - {None}
+    notes = []
+    for task, rows in inputs.evaluation.items():
+        if shared := sorted(str(cluster) for cluster in calibrated & {row.cluster for row in rows}):
+            notes.append(
+                f"evaluation.{task} shares {len(shared)} cluster(s) with the calibration ({shared[0]!r}): its results "
+                "may be better than on rows of other clusters. Splits of one file keep clusters together"
+            )
+    return notes
+
+
+def _harmless_notes(calibration: CalibrationConfig, inputs: Inputs) -> list[str]:
+    """What a reader should know about prompts that must not be refused."""
+    if calibration.harmless is None:
+        return ["calibration.harmless is not given: no data say which prompts must not be refused"]
+    notes, known = [], _answers(inputs.calibration_safety)
+    if len(known) < calibration.refusals_per_prompt:
+        notes.append(
+            f"calibration.refusals_per_prompt is {calibration.refusals_per_prompt}, and calibration.safety has "
+            f"{len(known)} different answers"
+        )
+    if others := _answers([row for row in inputs.calibration_utility if row.answer_tokens is not None]) - known:
+        notes.append(
+            f"calibration.harmless has {len(others)} refusal(s) that no prompt of calibration.safety has "
+            f"({min(others)!r}); at equal strength harmful prompts may be refused less for it. Without answers there, "
+            "those of calibration.safety are taken"
+        )
+    return notes
