@@ -546,7 +546,14 @@ def append(file: Path, line: dict[str, Any]) -> None:
 
 
 def _energies(whole: dict[str, Any]) -> dict[str, float]:
-    names = ("safety_energy", "safety_energy_kept", "utility_energy", "utility_energy_kept", "squared_norm_kept")
+    names = (
+        "safety_energy",
+        "safety_energy_kept",
+        "utility_energy",
+        "utility_energy_kept",
+        "squared_norm",
+        "squared_norm_kept",
+    )
     return {name: whole[name] for name in names if name in whole}
 
 

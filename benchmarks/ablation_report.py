@@ -20,6 +20,8 @@ TARGETS = (0.80, 0.95)
 TASKS = ("refusal", "over_refusal", "utility")
 NATS = ("refusal_nll", "utility_nll")
 OURS = "SST"
+NETWORK = "SST global"
+"""The variant that solves one problem for the whole network."""
 BASELINES = ("Fisher merging", "task arithmetic", "TIES", "DARE")
 GAIN_SHARES = (0.5, 0.8)
 """Matched safety gains, as shares of the safety adapter's own gain in nats."""
@@ -312,7 +314,11 @@ def matched(
 
 
 def mean_of(cells: Sequence[Matched]) -> Matched:
-    """The mean over cells, draw by draw: pairs of adapters share a seed's prompts but for those of the task."""
+    """The mean over cells, draw by draw.
+
+    Pairs of adapters share a seed's prompts but for those of the task, and their draws where they have equally many
+    seeds.
+    """
     rates = {task: np.mean([each.rates[task] for each in cells], axis=0) for task in TASKS}
     return Matched(rates, np.all([each.is_reached for each in cells], axis=0))
 
@@ -399,9 +405,12 @@ def other_lines(results: Results, names: Sequence[str], variants: Sequence[str])
             cells.append(f"{NOT_REACHED} in every cell" if loss is None else interval(loss))
             cells.append("" if variant == OURS or loss is None or our_loss is None else interval(loss - our_loss))
         yield f"| {variant} | " + " | ".join(cells) + " |\n"
+    together = [(f"mean of {len(found)}", found)] if len(found) > 1 else []
+    if len({len(each.test) for each in found}) > 1:
+        yield "\nThe pairs have different numbers of seeds, so their draws are not shared: intervals of the mean leave "
+        yield "out what prompts they have in common.\n"
     yield "\nPer cent of test rows at equal refusals, and minus SST in points:\n\n| cells | refusals | method "
     yield "| refuses everyday | minus SST | task right | minus SST |\n|---|---|---|---|---|---|---|\n"
-    together = [(f"mean of {len(found)}", found)] if len(found) > 1 else []
     for name, averaged in [*((each.name, [each]) for each in found), *together]:
         for target in TARGETS:
             ours = mean_of([each.matched(OURS, target) for each in averaged])
@@ -569,12 +578,14 @@ def added_norm(line: dict[str, Any]) -> float | None:
 def prediction_lines(results: Results) -> Iterator[str]:
     """How the predicted losses rank with the measured ones on validation rows, among ours and among all variants.
 
-    And beside them the plain norm of what is added, over the trials that have both.
+    And beside them the plain norm of what is added, over the trials that have both. With and without the trials of
+    one problem for the network, whose prediction holds terms between modules, which the sums over modules do not.
     """
     yield "\n## Predicted and measured loss\n\nSpearman's correlation over the trials that predict one, per cell; "
-    yield "the norm is that of what a trial adds, where it was written down.\n\n"
-    yield f"| cell | trials of {OURS} | correlation | trials of all variants | correlation | trials with a norm "
-    yield "| predicted loss | norm |\n|---|---|---|---|---|---|---|---|\n"
+    yield f"the norm is that of what a trial adds, where it was written down. The network: {NETWORK}.\n\n"
+    yield f"| cell | trials of {OURS} | correlation | trials of all variants | correlation "
+    yield "| all but the network's | correlation | trials with a norm | predicted loss | norm "
+    yield "| all but the network's | predicted loss | norm |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
     for name, cell in results.items():
         lines = cell["validation"]
         found = [
@@ -584,10 +595,12 @@ def prediction_lines(results: Results) -> Iterator[str]:
             for norm in [added_norm(line)]
         ]
         cells = [name]
-        for chosen in ([each for each in found if each[0] == OURS], found):
+        modular = [each for each in found if each[0] != NETWORK]
+        for chosen in ([each for each in found if each[0] == OURS], found, modular):
             cells += [str(len(chosen)), _rank(chosen, 2)]
-        both = [each for each in found if each[3] is not None]
-        cells += [str(len(both)), *(_rank(both, place) for place in (2, 3))]
+        for trials in (found, modular):
+            both = [each for each in trials if each[3] is not None]
+            cells += [str(len(both)), *(_rank(both, place) for place in (2, 3))]
         yield "| " + " | ".join(cells) + " |\n"
 
 

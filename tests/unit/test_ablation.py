@@ -384,11 +384,14 @@ def test_predicted_losses_and_norms_are_ranked_over_the_same_trials(told: Module
     lines["e"] = line("SST global", 0.0, 1.0, utility_energy_kept=0.1)
     lines["f"] = line("SST none", 0.0, 1.0, squared_norm_kept=100.0)
     *_, row = told.prediction_lines({"kinship/blunt/0": {"validation": lines, "test": {}}})
-    assert row == "| kinship/blunt/0 | 2 | -1.00 | 5 | +0.00 | 4 | -1.00 | +1.00 |\n"
+    assert row == "| kinship/blunt/0 | 2 | -1.00 | 5 | +0.00 | 4 | -1.00 | 4 | -1.00 | +1.00 | 4 | -1.00 | +1.00 |\n"
     assert told.added_norm(lines["d"]) == pytest.approx(4.0)
+    lines["e"] = line("SST global", 0.0, 1.0, utility_energy_kept=0.1, squared_norm_kept=36.0)  # the largest norm
+    *_, row = told.prediction_lines({"kinship/blunt/0": {"validation": lines, "test": {}}})
+    assert row.endswith(" | 5 | +0.00 | +0.00 | 4 | -1.00 | +1.00 |\n")
     del lines["b"], lines["c"], lines["d"], lines["e"]
     *_, row = told.prediction_lines({"kinship/blunt/0": {"validation": lines, "test": {}}})
-    assert row == "| kinship/blunt/0 | 1 |  | 1 |  | 1 |  |  |\n"
+    assert row == "| kinship/blunt/0 | 1 |  | 1 |  | 1 |  | 1 |  |  | 1 |  |  |\n"
 
 
 @dataclass(frozen=True)
