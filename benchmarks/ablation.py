@@ -3,8 +3,8 @@
     python benchmarks/ablation.py --size cpu [--cell kinship/balanced/0] [--other-seeds 0 1 2] [--output runs/ablation]
 
 A cell is a utility task, a kind of safety adapter and a seed, by which all rows are drawn. Seed 0 takes the adapters in
-``examples/adapters``; for every other seed they are trained anew by the same run files (20 minutes to an hour on 2
-cores). In each cell
+``examples/adapters``; for every other seed they are trained anew by the same run files (10 minutes to an hour for
+the four of a seed, on 2 cores). In each cell
 
 1. every trial of every method is merged and scored on validation rows, by generated text and by likelihood;
 2. on test rows the trials along a method's path (its strengths, or for Fisher merging its prices) are scored, too:

@@ -659,6 +659,53 @@ def test_every_interval_on_the_page_is_in_the_report_of_the_scores() -> None:
     assert [interval for interval in shown if interval not in report] == []
 
 
+STRUCTURE_ROWS = {
+    "default: exact, per module": "SST",
+    "`scope: global`": "SST global",
+    "`fisher: kfac`": "SST kfac",
+    "`fisher: diagonal`": "SST diagonal",
+    "`fisher: kfac` at a price of 10": "SST kfac at price 10",
+    "`fisher: diagonal` at a price of 10": "SST diagonal at price 10",
+    "`fisher: none`": "SST none",
+    "Fisher merging": "Fisher merging",
+}
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_the_table_of_structures_is_that_of_the_report() -> None:
+    page = (STORED.parent / "ablation-smollm2.md").read_text(encoding="utf-8").replace("\u2212", "-")
+    report = (STORED / "cpu" / "report.md").read_text(encoding="utf-8")
+    pairs = ["kinship/balanced", "kinship/blunt", "orders/balanced", "orders/blunt", "mean of 4"]
+    stored: dict[tuple[str, str], list[str]] = {}  # the widest group of a variant comes last in no order: they agree
+    for group in report.split("\n## ")[1:]:
+        rows = [cells_of(line) for line in group.splitlines() if line.startswith(("| kinship/", "| orders/", "| mean"))]
+        rows = [row for row in rows if len(row) == 7 and "80%" in row[1]]
+        if {row[0] for row in rows} >= set(pairs) and (
+            set(group.partition("\n")[0].split(", ")) & set(STRUCTURE_ROWS.values())
+        ):
+            stored |= {(row[0], row[2]): row[1:] for row in rows}
+
+    def reached(refusals: str) -> str:
+        if "not reached" in refusals:
+            return f" at {refusals.split(' ', maxsplit=1)[0]}"
+        return f" ({refusals.partition('(in ')[2].split('%')[0]} % of the draws)" if "in " in refusals else ""
+
+    section = page.split("\n## Other structures")[1].partition("\n## ")[0]
+    shown = {cells_of(line)[0]: cells_of(line)[1:] for line in section.splitlines() if line.startswith("| ")}
+    assert set(STRUCTURE_ROWS) <= set(shown)
+    for name, variant in STRUCTURE_ROWS.items():
+        expected = []
+        for pair in pairs[:4]:
+            refusals, _, everyday, *_ = stored[pair, variant]
+            expected.append(everyday.split(" ")[0] + reached(refusals))
+        refusals, _, _, more, right, better = stored["mean of 4", variant]
+        mean = refusals.split(" ")[0] if "not reached" in refusals else "80 %" + reached(refusals)
+        assert shown[name] == [*expected, mean, more, right.split(" ")[0], better], name
+
+
 def test_what_a_note_says_of_the_default_price_is_what_the_scores_say() -> None:
     lines = [json.loads(line) for file in STORED.rglob("test.jsonl") for line in file.read_text().splitlines()]
     for fisher, most in MOST_REFUSED.items():
