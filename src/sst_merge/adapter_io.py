@@ -202,8 +202,13 @@ def sum_sha256(sources: Sequence[tuple[Path, float]]) -> str:
 
 def _base(config: dict[str, Any]) -> str:
     """Name of the base model, with its revision where it is not the default one."""
-    name = config.get("base_model_name_or_path") or "(names none)"
+    name = plain_name(config.get("base_model_name_or_path") or "(names none)")
     return name if config.get("revision") in {None, "", "main"} else f"{name}@{config['revision']}"
+
+
+def plain_name(base_model: str) -> str:
+    """A base model's name, where it is a folder without what changes nothing: ``./base/`` is ``base``."""
+    return os.path.normpath(base_model)
 
 
 def write_adapter(

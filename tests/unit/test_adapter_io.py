@@ -536,6 +536,15 @@ def test_different_bases_are_refused_unless_allowed(folder: Path, other: Path) -
     assert f"  safety   (names none)   ({other / CONFIG_FILE})" in pair_refusal(folder, other)
 
 
+def test_one_folder_written_in_two_ways_is_one_base(folder: Path, other: Path) -> None:
+    edit_config(folder, base_model_name_or_path="models/base")
+    for name in ("./models/base", "models/base/", "models/other/../base"):
+        edit_config(other, base_model_name_or_path=name)
+        assert check_pair(folder, other)
+    edit_config(other, base_model_name_or_path="/models/base")
+    assert "different base models" in pair_refusal(folder, other)
+
+
 def test_revisions_belong_to_the_base(folder: Path, other: Path) -> None:
     edit_config(folder, revision="main")
     assert check_pair(folder, other)

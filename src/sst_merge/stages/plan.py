@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_config import read_config
-from sst_merge.adapter_io import AdapterHeader, check_together, read_adapter, read_sum, sum_sha256, training_rows
+from sst_merge.adapter_io import (
+    AdapterHeader,
+    check_together,
+    plain_name,
+    read_adapter,
+    read_sum,
+    sum_sha256,
+    training_rows,
+)
 from sst_merge.chat_template import template_notes
 from sst_merge.config import EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id
@@ -143,7 +151,7 @@ def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Pa
     """What a user should hear before the run; ``same``: utility and safety adapter are one and the same."""
     named = read_config(adapters[0][2]).get("base_model_name_or_path") or ""
     notes = [note for task in inputs.tasks.values() if isinstance(task, LmEval) for note in task.notes]
-    if named and named != config.base_model:
+    if named and plain_name(named) != plain_name(config.base_model):
         notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
