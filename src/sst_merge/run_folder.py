@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -25,6 +26,8 @@ from filelock import FileLock, Timeout
 from sst_merge.errors import RunFolderError
 from sst_merge.wheels import replace_file
 
+LONGEST_VALUE = 100
+"""Characters of a value in a message about what differs."""
 VERSIONED = ("sst-merge", "torch", "transformers", "peft", "numpy")
 
 
@@ -118,8 +121,7 @@ class RunFolder:
         identity = {**identity, "versions": versions()}
         if replace and self.manifest_file.is_file():
             self._remove_all_but({self.lock_file, self.manifest_file, self.looks_file, *reusable})
-        elif self.manifest_file.is_file() and self._holds_results():
-            self.check(identity)
+        elif self.manifest_file.is_file() and self._belongs_to(identity):
             return
         identity = json.loads(json.dumps(identity, default=str))
         manifest = {
@@ -168,8 +170,8 @@ class RunFolder:
             RunFolderError: If the folder holds another run, or something that is no run.
         """
         self._refuse_what_is_no_run()
-        if self.manifest_file.is_file() and self._holds_results():
-            self.check({**identity, "versions": versions()})
+        if self.manifest_file.is_file():
+            self._belongs_to({**identity, "versions": versions()})
 
     def _refuse_what_is_no_run(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -182,9 +184,23 @@ class RunFolder:
         ):
             raise RunFolderError(f"output: {self.path} holds other files and no run. Choose an empty or a new folder.")
 
-    def _holds_results(self) -> bool:
-        """Whether anything is there that took work; a plan alone is simply made anew."""
-        return any(path.exists() for path in (self.statistics, self.adapter, self.diagnostics_file, self.scores))
+    def _belongs_to(self, identity: dict[str, Any]) -> bool:
+        """Whether this run goes on here; if not, there is a plan of another one and no work of it that would be lost.
+
+        Statistics are none: they are kept under what they depend on, so another run finds its own or measures it.
+
+        Raises:
+            RunFolderError: If there is work of another run.
+        """
+        if any(path.exists() for path in (self.adapter, self.diagnostics_file, self.scores)):
+            self.check(identity)
+            return True
+        return self.statistics.exists() and not self._differences(identity)
+
+    def _differences(self, identity: dict[str, Any]) -> list[str]:
+        identity = json.loads(json.dumps(identity, default=str))
+        stored = self.manifest()
+        return differences({key: stored.get(key) for key in identity}, identity)
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse to go on with a folder that belongs to another run.
@@ -192,13 +208,11 @@ class RunFolder:
         Raises:
             RunFolderError: Naming what differs.
         """
-        identity = json.loads(json.dumps(identity, default=str))
-        stored = self.manifest()
-        if found := differences({key: stored.get(key) for key in identity}, identity):
+        if found := self._differences(identity):
             raise RunFolderError(
                 f"{self.path} was made with other settings or inputs; nothing was overwritten.\n"
                 + "\n".join(found)
-                + "\n  Use another output folder, or throw the old run away: sst-merge run FILE --replace"
+                + "\n  Use another output folder, or throw the old run away: the same command with --replace"
             )
 
     def identity_sha256(self) -> str:
@@ -289,7 +303,15 @@ def _processor() -> str:
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Lines of a message that name what differs between two records, at most twelve."""
-    return [f"  {key}   {old} then, {new} now" for key, old, new in _differences(then, now)][:12]
+    return [f"  {key}   {_short(old)} then, {_short(new)} now" for key, old, new in _differences(then, now)][:12]
+
+
+def _short(value: Any) -> str:
+    """A value in a message: of a hash and of a long text the beginning."""
+    text = "not given" if value is None else str(value)
+    if re.fullmatch(r"[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def _differences(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

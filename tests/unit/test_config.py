@@ -112,6 +112,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
     text = RUN.replace("{name: task_arithmetic}", "{name: task_arithmetic, density: 0.5, soft: 1}")
     text += "calibration: {safety: {data: a.csv}, utility: {data: b.csv}, answers: r.txt, seed: 1}\npoint: base\n"
+    text += "strength: 1\n"
     data = "calibration.utility, calibration.safety, calibration.harmless, evaluation.tasks.data"
     assert sorted(problems(text, tmp_path, RunConfig)) == [
         f"calibration.answers: not a key of this section; it belongs to {data}.",
@@ -119,6 +120,7 @@ def test_a_key_in_the_wrong_section_is_shown_its_own(tmp_path: Path) -> None:
         "method.density: not a key of this section; it belongs to method ties, method dare.",
         "method.soft: not a key of this section; it belongs to method.keep, comparisons.keep.",
         "point: not a key of this section; it belongs to calibration.",
+        "strength: not a key of this section; it belongs to method.",
     ]
 
 

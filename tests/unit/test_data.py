@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,64 @@ def test_a_whole_number_may_be_larger_than_every_float(tmp_path: Path) -> None:
 
 
 USER = {"role": "user", "content": "hi"}
+
+
+CHAT = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": CHAT},
+        {"prompt": CHAT[:1], "completion": CHAT[1:]},
+        {"conversations": [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "So."}]},
+        {"instruction": "How?", "input": "", "output": "So.", "text": "Below is an instruction"},
+        {"instruction": "How?", "output": "So."},
+        {"prompt": "How?", "response": "So.", "instruction": "no", "output": "no"},
+    ],
+    ids="+".join,
+)
+def test_common_shapes_of_rows_are_one_prompt_and_one_answer(tmp_path: Path, row: dict[str, Any]) -> None:
+    reference = write(tmp_path, "a.jsonl", [{**row, "cluster": "c"}])
+    (found,) = load(tmp_path, reference)
+    assert (found.prompt, found.answer, found.cluster) == ("How?", "So.", "c")
+
+
+def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path) -> None:
+    table = [{"instruction": "Translate.", "input": text, "output": text.upper()} for text in ("one", "two")]
+    found = load(tmp_path, write(tmp_path, "a.jsonl", table))
+    assert {row.prompt: row.answer for row in found} == {"Translate.\n\none": "ONE", "Translate.\n\ntwo": "TWO"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "row 1: conversations must be one user turn and at most"),
+        ({"conversations": "x"}, "row 1: conversations must be a list of turns with from and value, got 'x'"),
+        ({"prompt": CHAT, "completion": CHAT}, "row 1: prompt must be one user turn and at most one assistant turn"),
+        ({"prompt": CHAT[:1], "completion": "x"}, "row 1: completion must be a list of turns with role and content"),
+        ({"instruction": None, "output": "x"}, "row 1 has no text in column 'prompt' (None)"),
+        (
+            {"Prompt ": "x", "answer": "y"},
+            "Set prompt_column to the one that holds the prompt (prompt_column: 'Prompt ')",
+        ),
+    ],
+    ids=str,
+)
+def test_rows_of_another_form_are_told_with_their_number(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DataError, match=re.escape(expected)):
+        load(tmp_path, write(tmp_path, "a.jsonl", [row]))
+
+
+def test_the_ending_and_the_separator_that_were_meant_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"prompt": "x"}\n{"prompt": "y"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"One object a line is \.jsonl: rename the file"):
+        load(tmp_path, "a.json")
+    (tmp_path / "a.csv").write_text("prompt;answer\nx;y\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"one column, 'prompt;answer'\. Values seem to be separated by ';'; save it with"
+    ):
+        load(tmp_path, "a.csv")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from sst_merge import run_folder
 from sst_merge.errors import RunFolderError
-from sst_merge.run_folder import RunFolder, canonical_sha256, require_free_space, versions
+from sst_merge.run_folder import RunFolder, canonical_sha256, differences, require_free_space, versions
 
 IDENTITY = {
     "config": {"seed": 0, "method": {"name": "sst", "strength": 1.0}, "tasks": ["a", "b"]},
@@ -29,8 +29,30 @@ def opened(tmp_path: Path) -> RunFolder:
     """A folder with a result in it."""
     folder = RunFolder(tmp_path / "run")
     folder.open(IDENTITY, command="sst-merge run a.yaml")
-    folder.statistics.mkdir()
+    folder.adapter.mkdir()
     return folder
+
+
+def test_statistics_alone_stop_no_other_run_and_stay(tmp_path: Path) -> None:
+    """What a failed calibration leaves: with the setting that its message names the same command goes on."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open(IDENTITY, command="first")
+    (folder.statistics / "key").mkdir(parents=True)
+    with folder.timed("calibrate"):
+        pass
+    folder.open(IDENTITY, command="again")
+    assert folder.manifest()["command"] == "first"
+    assert "calibrate" in folder.manifest()["timings_seconds"]
+    folder.refuse_foreign(changed(seed=1))
+    folder.open(changed(seed=1), command="other")
+    assert (folder.manifest()["command"], folder.manifest()["timings_seconds"]) == ("other", {})
+    assert (folder.statistics / "key").is_dir()
+
+
+def test_long_values_and_hashes_are_shortened_where_they_differ() -> None:
+    found = differences({"a": "0" * 64, "b": None, "c": 1}, {"a": "1" * 64, "b": {"key": "x" * 200}, "c": 1})
+    assert found[0] == "  a   000000000000 then, 111111111111 now"
+    assert found[1] == f"  b   not given then, {str({'key': 'x' * 200})[:97]}... now"
 
 
 def test_the_same_run_is_resumed_and_its_manifest_untouched(opened: RunFolder) -> None:
@@ -57,7 +79,7 @@ def test_the_manifest_says_what_decides_the_numbers(opened: RunFolder) -> None:
         (changed(method={"name": "sst", "strength": 0.5}), r"config.method.strength   1.0 then, 0.5 now"),
         (changed(tasks=["a", "c"]), r"config.tasks.1   b then, c now"),
         (changed(tasks=["a"]), r"config.tasks   \['a', 'b'\] then, \['a'\] now"),
-        (changed(extra=3), r"config.extra   None then, 3 now"),
+        (changed(extra=3), r"config.extra   not given then, 3 now"),
         ({**IDENTITY, "inputs": {"u": "2"}}, r"inputs.u   1 then, 2 now"),
     ],
 )
@@ -78,7 +100,6 @@ def test_another_version_of_the_program_is_another_run(opened: RunFolder, monkey
 
 
 def test_replace_throws_the_old_run_away(opened: RunFolder) -> None:
-    opened.adapter.mkdir()
     opened.open(changed(seed=1), command="c", replace=True)
     assert [path.name for path in opened.path.iterdir()] == ["manifest.json"]
     assert opened.manifest()["config"]["seed"] == 1
@@ -88,7 +109,6 @@ def test_replace_keeps_the_statistics_that_the_new_run_would_measure_again_and_t
     for name in ("same", "other"):
         (opened.statistics / name).mkdir(parents=True)
         (opened.statistics / name / "index.json").write_text(name, encoding="utf-8")
-    opened.adapter.mkdir()
     opened.looks_file.write_text("{}\n", encoding="utf-8")
     reusable = [opened.statistics / "same", opened.statistics / "never measured"]
     opened.open(changed(seed=1), command="c", replace=True, reusable=reusable)
@@ -235,7 +255,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     with pytest.raises(OSError, match="No space left"):
         opened.write_json(opened.plan_file, {"new": 2})
     assert json.loads(opened.plan_file.read_text(encoding="utf-8")) == {"old": 1}
-    assert {path.name for path in opened.path.iterdir()} == {"manifest.json", "plan.json", "statistics"}
+    assert {path.name for path in opened.path.iterdir()} == {"manifest.json", "plan.json", "adapter"}
 
 
 def test_a_full_disk_stays_a_full_disk_when_the_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

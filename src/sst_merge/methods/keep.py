@@ -1,5 +1,7 @@
 """Which directions of a patch are kept: the rule, whatever the structure of the Fisher matrices."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float64
 from pydantic import ConfigDict, Field, model_validator
@@ -24,6 +26,13 @@ class Keep(Section):
     """Keep the directions with lambda at or above this value."""
     energy: float | None = Field(default=None, ge=0, le=1)
     """Keep as few of the directions with the largest lambda as hold this fraction of the patch's safety energy."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_rule(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Keep):
+            raise ValueError("expected a rule, such as {soft: 100}")
+        return value
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Keep":

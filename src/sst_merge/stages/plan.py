@@ -7,21 +7,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from sst_merge.adapter import Updates
+import torch
+
+from sst_merge.adapter import Updates, total_norm
 from sst_merge.adapter_config import read_config
 from sst_merge.adapter_io import (
+    RECORD_FILE,
     AdapterHeader,
     check_together,
     plain_name,
     read_adapter,
     read_sum,
     sum_sha256,
+    training_record,
     training_rows,
 )
 from sst_merge.chat_template import template_notes
 from sst_merge.config import EvaluationConfig, RunConfig
 from sst_merge.data import Row, check_disjoint, content_id
-from sst_merge.errors import ConfigError, DataError, ModelError, SSTMergeError
+from sst_merge.errors import AdapterError, ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.inference import check_room, encode
 from sst_merge.models import QUANTISED, Encoder, architecture, check_weights, load_encoder, model_identity, placement
@@ -93,8 +97,8 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         allow_different_base=config.adapters.allow_different_base,
         allow_missing_modules=config.adapters.missing_modules == "zero",
     )
-    for _, _, folder in adapters:
-        read_adapter(folder)  # a value that is not finite must show before the run folder is made
+    # A value that is not finite must show before the run folder is made.
+    empty = [label for label, _, folder in adapters if total_norm(read_adapter(folder).updates) == 0]
     shapes = {name: header.shape for each in headers for name, header in each.items()}
     ranks = {role: dict.fromkeys(sorted(shapes), 0) for role in ("utility", "safety")}
     for (_, role, _), each in zip(adapters, headers, strict=True):
@@ -128,12 +132,38 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             **{name: task.asked_by for name, task in inputs.tasks.items() if isinstance(task, LmEval)},
         },
     }
-    notes = (
+    _check_records(config, adapters, identity["inputs"]["base_model"])
+    notes = tuple(f"the {label} adapter changes nothing: its update is zero in every module" for label in empty)
+    notes += (
         _module_notes(ranks)
+        + _rank_notes(config, modules)
         + template_notes(encoder.tokenizer)
         + _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
     )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)
+
+
+def _check_records(config: RunConfig, adapters: list[tuple[str, Role, Path]], base: str) -> None:
+    """What the adapters' folders say of their training must fit their part in the run.
+
+    Raises:
+        AdapterError: If an adapter was trained for the other part, or on other weights than the run's base.
+    """
+    for label, role, folder in adapters:
+        trained_for, trained_on = training_record(folder)
+        if trained_for is not None and (trained_for == "safety") != (role == "safety"):
+            raise AdapterError(
+                f"adapters.{role}: {folder} was trained as a {trained_for} adapter ({folder / RECORD_FILE}). Are "
+                "utility and safety swapped?"
+            )
+        kinds = [name.partition("sha256:")[0] or name for name in (trained_on or "", base)]
+        is_comparable = "sha256:" in base and kinds[0] == kinds[1]
+        if is_comparable and trained_on != base and not config.adapters.allow_different_base:
+            raise AdapterError(
+                f"the {label} adapter ({folder}) was trained on other weights than those of base_model "
+                f"{config.base_model}:\n  then {trained_on}   ({folder / RECORD_FILE})\n  now  {base}\n"
+                "  Use the base that it was trained on, or set adapters.allow_different_base: true."
+            )
 
 
 def _module_notes(ranks: dict[str, dict[str, int]]) -> tuple[str, ...]:
@@ -145,6 +175,20 @@ def _module_notes(ranks: dict[str, dict[str, int]]) -> tuple[str, ...]:
         for role, names in lacking.items()
         if names
     )
+
+
+def _rank_notes(config: RunConfig, modules: dict[str, AdapterHeader]) -> tuple[str, ...]:
+    """Of a written adapter of full rank, which few programs take."""
+    if config.method.is_low_rank or config.rank != "exact":
+        return ()
+    sizes = [min(header.shape) for header in modules.values()]
+    numbers = sum(size * sum(header.shape) for size, header in zip(sizes, modules.values(), strict=True))
+    size = numbers * getattr(torch, config.adapter_dtype).itemsize / 1e9
+    note = (
+        f"method {config.method.name} gives an adapter of full rank (up to {max(sizes)}, {size:.3g} GB); with rank: 64 "
+        "the best approximation of that rank is written"
+    )
+    return (note,)
 
 
 def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Path]], *, same: bool) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ from sst_merge.errors import DataError
 from sst_merge.run_folder import canonical_sha256
 from sst_merge.tasks import AnswerTask, LmEval, build_task
 
+FEW = 16
+"""Prompts of calibration data below which a note says so."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -172,7 +175,22 @@ def rows_sha256(rows: list[Row]) -> str:
 def row_notes(inputs: Inputs, config: RunConfig) -> list[str]:
     """What a user should hear of the rows before the run."""
     harmless = _harmless_notes(config.calibration, inputs) if config.calibration and config.requests() else []
-    return harmless + _answer_notes(inputs) + _source_notes(inputs) + _cluster_notes(inputs)
+    return (
+        harmless + _few_notes(inputs, config) + _answer_notes(inputs) + _source_notes(inputs) + _cluster_notes(inputs)
+    )
+
+
+def _few_notes(inputs: Inputs, config: RunConfig) -> list[str]:
+    """Calibration data that show hardly anything."""
+    if not config.requests():
+        return []
+    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
+    counts = {use: sum(row.answer_tokens is None for row in rows) for use, rows in used.items()}
+    return [
+        f"{use} has {count} prompt(s): a Fisher matrix shows no more directions than it has samples"
+        for use, count in counts.items()
+        if count < FEW
+    ]
 
 
 def _answer_notes(inputs: Inputs) -> list[str]:

@@ -23,9 +23,9 @@ STAGES = ("plan", "calibrate", "merge", "evaluate", "report")
 def run(
     config: RunConfig,
     *,
-    root: Path,
-    reporter: Reporter,
-    command: str,
+    root: Path = Path(),
+    reporter: Reporter | None = None,
+    command: str = "sst_merge.run",
     until: str = "report",
     replace: bool = False,
     load: Callable[[], Base] | None = None,
@@ -34,8 +34,8 @@ def run(
 
     Args:
         config: The run file.
-        root: Folder that relative input paths start from.
-        reporter: Shows progress.
+        root: Folder that relative input paths start from; the working directory when left out.
+        reporter: Shows progress and notes; nobody when left out.
         command: What the user typed, for the manifest.
         until: Last stage, one of :data:`STAGES`. Under a launcher of several processes only the first one returns; the
             others share the calibration and end.
@@ -46,6 +46,7 @@ def run(
         ``plan.json``, ``diagnostics.json`` or ``results.json``, whichever the last stage wrote; after calibration,
         where the statistics are.
     """
+    reporter = reporter or SilentReporter()
     processes = join_processes()
     if not processes.is_first:
         reporter = SilentReporter()

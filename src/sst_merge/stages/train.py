@@ -19,14 +19,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sst_merge.adapter_config import CONFIG_FILE, is_target
-from sst_merge.adapter_io import TRAINING_ROWS_FILE, read_adapter, refuse_occupied, write_adapter
+from sst_merge.adapter_io import RECORD_FILE, TRAINING_ROWS_FILE, read_adapter, refuse_occupied, write_adapter
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
-from sst_merge.models import Base, load_base, model_identity
-from sst_merge.progress import Reporter
+from sst_merge.models import Base, architecture, load_base, model_identity
+from sst_merge.progress import Reporter, SilentReporter
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
 from sst_merge.stages.rows import load_evaluation_rows, load_tasks, rows_sha256
@@ -37,7 +37,6 @@ from sst_merge.wheels import replace_file
 datasets.disable_progress_bars()
 
 CURVE_FILE = "training_curve.json"
-RECORD_FILE = "training.json"
 
 Stored = TypeVar("Stored", bound=BaseModel)
 
@@ -83,7 +82,7 @@ def prepare(config: TrainConfig, *, root: Path) -> Prepared:
     return Prepared(learn, validation, tasks, held_out, identity, _record(config.output, identity))
 
 
-def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
+def train(config: TrainConfig, *, root: Path = Path(), reporter: Reporter | None = None) -> Path:
     """Train one adapter and write it as a bfloat16 PEFT folder; measure it beside the base for its model card.
 
     A folder that this configuration has trained already, on the same rows and base, is not trained again; it is
@@ -101,6 +100,7 @@ def train(config: TrainConfig, *, root: Path, reporter: Reporter) -> Path:
         ModelError: If the base cannot be loaded.
         NumericalError: If training diverges.
     """
+    reporter = reporter or SilentReporter()
     made = prepare(config, root=root)
     learn, validation, tasks, held_out = made.learn, made.validation, made.tasks, made.held_out
     for use, rows in (("data", learn), ("validation", validation)):
@@ -134,9 +134,9 @@ def _learn(
 ) -> dict[str, Any]:
     """Train and write the adapter; its record, nothing measured yet."""
     fetch_model(config.base_model, reporter)
+    check_targets(config)
     reporter.say(f"Loading {config.base_model} ...")
     base = load_base(**model_settings(config))
-    _check_targets(config.lora.target_modules, base)
     for row, place in (learn | validation).items():
         length = len(encode(base, row.prompt, row.answer).ids)
         if length > config.max_length_tokens:
@@ -178,24 +178,26 @@ def _learn(
     return record
 
 
-def _check_targets(targets: str | list[str], base: Base) -> None:
-    """Every name must stand for linear modules, and for nothing else.
+def check_targets(config: TrainConfig) -> None:
+    """Every name of ``lora.target_modules`` must stand for linear modules of the base, and for nothing else.
 
     Raises:
         ConfigError: Naming the one that does not.
+        ModelError: If the base cannot be found.
     """
+    targets = config.lora.target_modules
     if targets == "all-linear":
         return
-    names = [name for name, _ in base.model.named_modules() if name]
+    base = architecture(config.base_model, config.revision)
     for target in [targets] if isinstance(targets, str) else [[ending] for ending in targets]:
-        found = [name for name in names if is_target(target, name)]
-        wrong = [name for name in found if name not in base.modules]
+        found = [name for name in base.names if is_target(target, name)]
+        wrong = [name for name in found if name not in base.shapes]
         if wrong or not found:
-            endings = sorted({name.rpartition(".")[2] for name in base.modules})
+            endings = sorted({name.rpartition(".")[2] for name in base.shapes})
             raise ConfigError(
                 f"lora.target_modules: {target!r} matches "
                 + (f"'{wrong[0]}', which is the output head or no linear module" if wrong else "no module")
-                + f" of {base.reference}. Give all-linear, a list of endings ({', '.join(endings)}), or a regular "
+                + f" of {config.base_model}. Give all-linear, a list of endings ({', '.join(endings)}), or a regular "
                 "expression that matches whole names of linear modules."
             )
 

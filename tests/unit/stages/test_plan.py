@@ -37,7 +37,10 @@ def test_transposed_weights_of_gpt2_are_refused_by_name(sst: Callable[..., Any],
     write_other_inputs(tmp_path / "inputs", "gpt2", inputs, target_modules=["c_attn"], fan_in_fan_out=True)
     ended = sst("check", run_file(tmp_path / "run.yaml", tmp_path / "inputs", tmp_path / "run"))
     assert ended.code == 1
-    assert "fan_in_fan_out = True is not supported: weights are stored transposed (Conv1D)" in ended.err
+    assert (
+        "fan_in_fan_out = True is not supported: weights are stored transposed; models of Conv1D modules (GPT-2) cannot"
+        in ended.err
+    )
 
 
 def test_sizes_follow_from_the_headers(inputs: Path) -> None:

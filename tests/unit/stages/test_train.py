@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from sst_merge.config import TrainConfig
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import paired_difference
-from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.run_file import validate
 from sst_merge.stages import train as stage
@@ -193,8 +192,8 @@ def test_target_modules_that_the_base_does_not_have_are_named(
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "layers.1.mlp.up_proj"], r".*\.[qv]_proj"])
-def test_target_modules_are_endings_or_whole_names(llama: Base, targets: Any) -> None:
-    stage._check_targets(targets, llama)
+def test_target_modules_are_endings_or_whole_names(fresh: None, targets: Any) -> None:
+    stage.check_targets(validate(TrainConfig, values(lora={"target_modules": targets}), "test"))
 
 
 def test_a_row_that_is_too_long_is_shown_with_its_file(fresh: None) -> None:
@@ -278,7 +277,7 @@ def test_other_evaluation_rows_are_measured(finished: None, scored: Callable[[Sc
 
 def test_a_record_that_does_not_say_its_base_is_not_taken_on_trust(finished: None, no_model: None) -> None:
     RECORD.write_text(json.dumps({**record(), "base": None}), encoding="utf-8")
-    with pytest.raises(AdapterError, match=r"  base   None then, folder sha256:\w+ now"):
+    with pytest.raises(AdapterError, match=r"  base   not given then, folder sha256:\w+ now"):
         trained_here()
 
 
