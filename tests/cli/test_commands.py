@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from sst_merge import __version__, cli
+from sst_merge.adapter_io import read_adapter
 from sst_merge.methods import METHODS
 from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
@@ -285,6 +288,76 @@ def test_merge_without_a_run_file_calibrates_for_sst(sst: Command, inputs: Path,
     counts = [json.loads((tmp_path / run / "plan.json").read_text())["calibration_samples"] for run in ("run", "other")]
     assert counts[1]["utility"] == counts[0]["utility"] + 2
     assert counts[1]["safety"] > counts[0]["safety"]
+
+
+def test_merge_takes_adapters_and_data_several_times_and_drops_none(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    adapters = ("--base", inputs / "base", "--utility", inputs / "utility", "--utility", inputs / "utility")
+    adapters += ("--safety", inputs / "safety")
+    assert sst("merge", *adapters, "--method", "task_arithmetic", "--output", tmp_path / "twice").code == 0
+    values = json.loads((tmp_path / "twice" / "manifest.json").read_text(encoding="utf-8"))["config"]["adapters"]
+    assert [source["path"] for source in values["utility"]] == [str(inputs / "utility")] * 2
+    merged, utility, safety = (
+        read_adapter(folder).updates
+        for folder in (tmp_path / "twice" / "adapter", inputs / "utility", inputs / "safety")
+    )
+    for name, update in merged.items():
+        expected = 2 * utility[name].dense() + safety[name].dense()
+        torch.testing.assert_close(update.dense(), expected, atol=1e-6, rtol=0)
+    data = (
+        "--calibration-utility",
+        inputs / "utility_calibration.jsonl",
+        "--calibration-utility",
+        inputs / "exact_match.jsonl",
+    )
+    data += ("--calibration-safety", inputs / "safety_calibration.jsonl")
+    assert sst("merge", *adapters, *data, "--output", tmp_path / "both").code == 0
+    assert json.loads((tmp_path / "both" / "plan.json").read_text())["calibration_samples"]["utility"] == 11
+    ended = sst("merge", *adapters, *data, "--method", "task_arithmetic", "--output", tmp_path / "no")
+    assert ended.code == 1
+    assert "method 'task_arithmetic' reads no calibration data; leave --calibration-... out." in ended.err
+
+
+def test_check_looks_at_the_target_modules_of_a_training_file(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    values = {
+        "base_model": str(inputs / "base"),
+        "role": "utility",
+        "data": str(inputs / "utility_calibration.jsonl"),
+        "validation": str(inputs / "exact_match.jsonl"),
+        "output": str(tmp_path / "out"),
+    }
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert sst("check", file).code == 0
+    ended = sst("check", file, "--set", "lora.target_modules=q_proj")
+    assert ended.code == 1
+    assert "ConfigError: lora.target_modules: 'q_proj' matches no module" in ended.err
+    ended = sst("check", file, "--set", "lora.r=4")
+    assert "lora.r: unknown key. Did you mean 'rank'?" in ended.err
+
+
+def test_a_run_goes_on_after_the_setting_that_a_failed_calibration_asked_for(
+    sst: Command, inputs: Path, tmp_path: Path
+) -> None:
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=None, evaluation=None)
+    assert sst("calibrate", file).code == 0
+    assert sst("merge", file, "--set", "calibration.batch_size=1").code == 0
+    ended = sst("merge", file, "--set", "calibration.batch_size=2")
+    assert ended.code == 1
+    assert "config.calibration.batch_size   1 then, 2 now" in ended.err
+
+
+def test_the_public_names_are_there_and_run_a_file(inputs: Path, tmp_path: Path) -> None:
+    import sst_merge
+
+    for name in sst_merge.__all__:
+        assert getattr(sst_merge, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'marge'"):
+        sst_merge.marge  # noqa: B018
+    file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=None, evaluation=None)
+    config = sst_merge.load_config(sst_merge.RunConfig, file, ["method.strength=0.5"])
+    diagnostics = sst_merge.run(config, until="merge")
+    assert diagnostics["method"]["strength"] == 0.5
+    assert sst_merge.read_adapter(tmp_path / "run" / "adapter").sha256 == diagnostics["adapter_sha256"]
 
 
 def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, inputs: Path, tmp_path: Path) -> None:

@@ -799,3 +799,16 @@ def test_an_interrupted_writing_leaves_the_old_folder_and_nothing_else(
     assert list(tmp_path.iterdir()) == ([target] if exists else [])
     if exists:
         assert files(target) == old
+
+
+def test_a_folder_without_an_adapter_says_where_one_is(folder: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint-10", "checkpoint-20"):
+        shutil.copytree(folder, tmp_path / "trainer" / name)
+    with pytest.raises(AdapterError, match=r"These folders in it have one: checkpoint-10, checkpoint-20\.$"):
+        read_adapter(tmp_path / "trainer")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        AdapterError, match=r"has no adapter_config\.json\. It is a whole model; adapters are merged\.$"
+    ):
+        read_adapter(tmp_path / "model")

@@ -431,3 +431,8 @@ def test_a_damping_that_rounding_would_swallow_is_refused() -> None:
         Sst(damping_safety=1e-12)
     assert Sst(damping_safety=0.0).damping_safety == 0
     assert Sst(damping_safety=SMALLEST_DAMPING).damping_safety == 1e-10
+
+
+def test_a_number_is_no_keep_rule() -> None:
+    with pytest.raises(ValidationError, match=r"expected a rule, such as \{soft: 100\}"):
+        Sst(keep=100)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from families import write_other_inputs
 from sst_merge.adapter_io import read_headers
-from sst_merge.errors import DataError
+from sst_merge.errors import AdapterError, DataError
 from sst_merge.stages.calibrate import statistics_folder
 from sst_merge.stages.plan import describe, plan, require_room, write_plan
 from tiny_run import copied, run_config, run_file, write_rows
@@ -310,6 +311,78 @@ def test_unknown_training_rows_are_noted(inputs: Path) -> None:
     notes = [note for note in made(inputs).notes if "does not say what it was trained on" in note]
     assert [note.split()[1] for note in notes] == ["utility", "safety"]
     assert not [note for note in made(inputs, evaluation=None).notes if "trained on" in note]  # nothing to overlap
+
+
+def with_record(folder: Path, role: str, base: str) -> None:
+    record = {"config": {"role": role}, "base": base}
+    (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_swapped_adapters_are_refused_by_what_they_were_trained_for(inputs: Path, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    identity = made(inputs).identity["inputs"]["base_model"]
+    for name, role in (("utility", "utility"), ("safety", "safety")):
+        with_record(own / name, role, identity)
+    assert made(own)
+    with_record(own / "utility", "harmful", identity)  # a model that training has made harmful may be mended
+    assert made(own)
+    with_record(own / "safety", "utility", identity)
+    with pytest.raises(AdapterError, match=r"^adapters\.safety: .* was trained as a utility adapter .* swapped\?"):
+        made(own)
+    with_record(own / "utility", "safety", identity)
+    with pytest.raises(AdapterError, match=r"^adapters\.utility: .* was trained as a safety adapter"):
+        made(own)
+
+
+def test_an_adapter_of_other_weights_is_refused_by_its_record(inputs: Path, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    now = made(inputs).identity["inputs"]["base_model"]
+    then = f"{now[:-4]}{'0000' if now[-4:] != '0000' else '1111'}"
+    with_record(own / "safety", "safety", then)
+    with pytest.raises(AdapterError) as caught:
+        made(own)
+    assert str(caught.value).startswith(
+        f"the safety adapter ({own / 'safety'}) was trained on other weights than those"
+    )
+    assert f"  then {then}   ({own / 'safety' / 'training.json'})\n  now  {now}\n" in str(caught.value)
+    adapters = {role: str(own / role) for role in ("utility", "safety")} | {"allow_different_base": True}
+    assert made(own, adapters=adapters)
+    for other in ("org/model@abc", "package==1 sha256:0"):  # the same weights may have another name elsewhere
+        with_record(own / "safety", "safety", other)
+        assert made(own)
+    for damaged in ("{", "[]", '{"config": 3}'):  # of another program
+        (own / "safety" / "training.json").write_text(damaged, encoding="utf-8")
+        assert made(own)
+
+
+def test_an_adapter_that_changes_nothing_is_noted(inputs: Path, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    file = own / "safety" / "adapter_model.safetensors"
+    save_file({key: value * ("lora_A" in key) for key, value in load_file(file).items()}, file)
+    note = "the safety adapter changes nothing: its update is zero in every module"
+    assert note in made(own).notes
+    assert note not in made(inputs).notes
+
+
+def test_an_adapter_of_full_rank_is_noted_with_its_size(inputs: Path) -> None:
+    (note,) = (note for note in made(inputs, method={"name": "ties"}).notes if "full rank" in note)
+    assert note.startswith("method ties gives an adapter of full rank (up to 32, ")
+    bounded = {"method": {"name": "ties"}, "rank": 4}
+    assert not [note for note in made(inputs, **bounded).notes + made(inputs).notes if "full rank" in note]
+
+
+def test_few_prompts_for_a_fisher_matrix_are_noted(inputs: Path, tmp_path: Path) -> None:
+    few = [note for note in made(inputs).notes if "no more directions" in note]
+    assert [note.split(":")[0] for note in few] == [
+        "calibration.safety has 5 prompt(s)",
+        "calibration.utility has 5 prompt(s)",
+    ]
+    write_rows(tmp_path / "many.jsonl", "sum", 16, answers=["red"])
+    calibration = {use: str(tmp_path / "many.jsonl") for use in ("utility",)}
+    calibration["safety"] = str(inputs / "safety_calibration.jsonl")
+    (note,) = (note for note in made(inputs, calibration=calibration).notes if "no more directions" in note)
+    assert note.startswith("calibration.safety")
+    assert not [n for n in made(inputs, method={"name": "linear"}, comparisons=None).notes if "no more" in n]
 
 
 def test_a_base_under_another_name_is_noted(inputs: Path, tmp_path: Path) -> None:
