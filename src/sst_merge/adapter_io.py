@@ -388,8 +388,12 @@ def _pairs(
     for key, tensor in tensors.items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(?P<name>.+)\.lora_(?P<side>[AB])\.weight", key)
         if match is None:
+            beside = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")
+            why = " Train without embeddings and output head, and save with save_embedding_layers=False."
+            why = why if "lora_embedding" in key or key.endswith(beside) else ""
             raise AdapterError(
                 f"{path / WEIGHTS_FILE}: tensor '{key}' is not a LoRA factor of a linear module and cannot be merged."
+                + why
             )
         found.setdefault(match["name"], {})[match["side"]] = tensor
     if not found:

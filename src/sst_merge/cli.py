@@ -145,7 +145,10 @@ def merge(
     file: Annotated[
         Path | None, typer.Argument(help="Run file; or give --base, --utility, --safety.", show_default=False)
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model: a known name, a folder or a hub id.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a known name, a folder or a hub id; the utility adapter's when left out."),
+    ] = None,
     utility: Annotated[
         list[Path] | None, typer.Option(help="PEFT folder of the utility adapter; several are added up.")
     ] = None,
@@ -200,7 +203,7 @@ def merge(
     )
     typer.echo(f"{diagnostics['modules_merged']} modules merged -> {config.output / 'adapter'}")
     if kept:
-        typer.echo(f"kept of the safety update: {kept}")
+        typer.echo(f"kept of the safety update: {kept}" + (" (low: cheap)" if total["utility_energy_kept"] else ""))
     if (diagnostics["written_relative_error"] or 0.0) > 1e-6:  # None for a merge of zeros
         typer.echo(
             f"written adapter differs from the exact merge by {diagnostics['written_relative_error']:.2%} of its norm"
@@ -578,6 +581,9 @@ def _merge_values(
     output: Path | None,
 ) -> dict[str, Any]:
     """The run file that the options of ``merge`` stand for."""
+    from sst_merge.adapter_config import read_config
+
+    base = base or (read_config(utility[0]).get("base_model_name_or_path") if utility else None)
     given = {"--base": base, "--utility": utility, "--safety": safety, "--output": output}
     if missing := [name for name, value in given.items() if not value]:
         raise ConfigError(f"merge without a run file needs {', '.join(missing)}.")

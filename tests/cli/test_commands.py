@@ -279,7 +279,9 @@ def test_merge_without_a_run_file_calibrates_for_sst(sst: Command, inputs: Path,
     data += ("--calibration-safety", inputs / "safety_calibration.jsonl")
     ended = sst("merge", *options, *data, "--output", tmp_path / "run", "--set", "method.keep={directions: 2}")
     assert ended.code == 0
-    assert "kept of the safety update: patch norm" in ended.out
+    assert re.search(
+        r"kept of the safety update: patch norm \d+%, safety energy .*%, utility energy .*% \(low: cheap\)", ended.out
+    )
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
     harmless = tmp_path / "harmless.jsonl"
     harmless.write_text('{"prompt": "harmless 1"}\n{"prompt": "harmless 2"}\n', encoding="utf-8")
@@ -293,7 +295,7 @@ def test_merge_without_a_run_file_calibrates_for_sst(sst: Command, inputs: Path,
 def test_merge_takes_adapters_and_data_several_times_and_drops_none(sst: Command, inputs: Path, tmp_path: Path) -> None:
     adapters = ("--base", inputs / "base", "--utility", inputs / "utility", "--utility", inputs / "utility")
     adapters += ("--safety", inputs / "safety")
-    assert sst("merge", *adapters, "--method", "task_arithmetic", "--output", tmp_path / "twice").code == 0
+    assert sst("merge", *adapters[2:], "--method", "task_arithmetic", "--output", tmp_path / "twice").code == 0
     values = json.loads((tmp_path / "twice" / "manifest.json").read_text(encoding="utf-8"))["config"]["adapters"]
     assert [source["path"] for source in values["utility"]] == [str(inputs / "utility")] * 2
     merged, utility, safety = (
@@ -364,6 +366,8 @@ def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, in
     ended = sst("merge", "--base", "somewhere", "--output", tmp_path / "run")
     assert ended.code == 1
     assert "merge without a run file needs --utility, --safety." in ended.err
+    ended = sst("merge", "--utility", inputs / "utility")  # which names the base
+    assert "merge without a run file needs --safety, --output." in ended.err
     file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
     ended = sst("merge", file, "--utility", inputs / "safety")
     assert ended.code == 1

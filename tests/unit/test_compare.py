@@ -203,6 +203,10 @@ def test_nonsense_in_the_fields_of_a_file_is_a_row_of_dashes(tmp_path: Path) -> 
 def test_a_missing_file_and_an_unknown_format_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.json: no such file"):
         compare([tmp_path / "gone.json"])
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"merged is a run without results: it has not been evaluated\. Run: sst-merge"):
+        compare([tmp_path / "merged"])
     with pytest.raises(ConfigError, match=r"--format pdf is unknown. Known: table, markdown, csv, html, json\."):
         render([], "pdf")
 

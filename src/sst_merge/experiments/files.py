@@ -90,6 +90,8 @@ def read_result(path: Path, name: str | None = None) -> ResultFile:
     """
     shown = str(path) if name is None else name
     if path.is_dir():
+        if RunFolder(path).manifest_file.is_file() and not RunFolder(path).results_file.is_file():
+            raise DataError(f"{shown} is a run without results: it has not been evaluated. Run: sst-merge run FILE")
         path, shown = RunFolder(path).results_file, str(RunFolder(Path(shown)).results_file)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
