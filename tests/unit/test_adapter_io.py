@@ -250,7 +250,7 @@ def test_every_refused_feature_is_named_with_its_meaning(folder: Path, field: st
         ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' changes the base weights"),
         (
             {"target_modules": ["embed_tokens"]},
-            "embed_tokens.lora_embedding_A' is not a LoRA factor of a linear module and cannot be merged. Train without",
+            "embed_tokens.lora_embedding_A' is not a LoRA factor of a linear module and cannot be merged. Train with",
         ),
     ],
     ids=str,
