@@ -136,7 +136,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     notes = tuple(f"the {label} adapter changes nothing: its update is zero in every module" for label in empty)
     notes += (
         _module_notes(ranks)
-        + _rank_notes(config, modules)
+        + _rank_notes(config, modules, ranks)
         + template_notes(encoder.tokenizer)
         + _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
     )
@@ -177,16 +177,19 @@ def _module_notes(ranks: dict[str, dict[str, int]]) -> tuple[str, ...]:
     )
 
 
-def _rank_notes(config: RunConfig, modules: dict[str, AdapterHeader]) -> tuple[str, ...]:
+def _rank_notes(
+    config: RunConfig, modules: dict[str, AdapterHeader], ranks: dict[str, dict[str, int]]
+) -> tuple[str, ...]:
     """Of a written adapter of full rank, which few programs take."""
     if config.method.is_low_rank or config.rank != "exact":
         return ()
     sizes = [min(header.shape) for header in modules.values()]
     numbers = sum(size * sum(header.shape) for size, header in zip(sizes, modules.values(), strict=True))
-    size = numbers * getattr(torch, config.adapter_dtype).itemsize / 1e9
+    size = numbers * getattr(torch, config.adapter_dtype).itemsize / 1e6
+    both = max(ranks["utility"][name] + ranks["safety"][name] for name in modules)
     note = (
-        f"method {config.method.name} gives an adapter of full rank (up to {max(sizes)}, {size:.3g} GB); with rank: 64 "
-        "the best approximation of that rank is written"
+        f"method {config.method.name} gives an adapter of full rank (up to {max(sizes)}, {size:,.0f} MB); with "
+        f"rank: {both}, the rank of both adapters, the best approximation of that rank is written"
     )
     return (note,)
 

@@ -366,7 +366,7 @@ def test_an_adapter_that_changes_nothing_is_noted(inputs: Path, tmp_path: Path) 
 
 def test_an_adapter_of_full_rank_is_noted_with_its_size(inputs: Path) -> None:
     (note,) = (note for note in made(inputs, method={"name": "ties"}).notes if "full rank" in note)
-    assert note.startswith("method ties gives an adapter of full rank (up to 32, ")
+    assert note.startswith("method ties gives an adapter of full rank (up to 32, 0 MB); with rank: 7, the rank of both")
     bounded = {"method": {"name": "ties"}, "rank": 4}
     assert not [note for note in made(inputs, **bounded).notes + made(inputs).notes if "full rank" in note]
 
