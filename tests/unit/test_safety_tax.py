@@ -122,7 +122,7 @@ def test_a_safety_loss_with_a_utility_loss_is_no_tax_though_the_ratio_is_positiv
     for loss in (CLEAR_LOSS, scores(10, 120, 500, name="utility")):
         found = report(scores(130, 5, 500), loss)
         assert code(found) == "SAFETY_LOSS"
-        assert found["verdict"]["text"].startswith("Safety loss: the merged model is less safe (\N{MINUS SIGN}25.0 pt")
+        assert found["verdict"]["text"].startswith("Safety loss: the model 'M' is less safe (\N{MINUS SIGN}25.0 pt")
         assert found["tax"] is None
 
 
