@@ -340,17 +340,18 @@ def training_rows(path: Path) -> frozenset[str]:
     return frozenset(ids)
 
 
-def training_record(path: Path) -> tuple[str | None, str | None]:
-    """What an adapter was trained for (utility, safety or harmful) and on which weights, where its folder says so.
+def training_record(path: Path) -> dict[str, str]:
+    """What an adapter's folder says of its training, as far as it does.
 
-    The latter as :func:`sst_merge.models.model_identity` has it. A record of another program says nothing here.
+    ``role`` (utility, safety or harmful); ``base``, the identity of the base model's files, and ``base_weights``,
+    that of its weights alone (:func:`sst_merge.models.weights_identity`). A record of another program says nothing.
     """
     try:
         record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
-        role, base = record["config"]["role"], record["base"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, None
-    return (role if isinstance(role, str) else None), (base if isinstance(base, str) else None)
+        told = {"role": record["config"]["role"], "base": record["base"], "base_weights": record.get("base_weights")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {key: value for key, value in told.items() if isinstance(value, str)}
 
 
 def _open(path: Path) -> Any:

@@ -22,14 +22,14 @@ DATE = datetime(2024, 7, 26)  # noqa: DTZ001
 """Today, for templates that write the date; the day on which Llama's templates fall back where there is no clock."""
 CLOCK = "strftime_now"
 """What templates call for the date."""
-DIRECTIVES = "YymdBbAajHIMSp"
-"""Of ``strftime``, those that the fixed clock knows."""
+DIRECTIVES = tuple("aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZ") + tuple(f"-{letter}" for letter in "dmHIMSjyekl")
+"""Of ``strftime``."""
 
 
 def _with_clock(template: str, now: datetime) -> str:
     """A template with a clock that stands: a macro in the place of the function that transformers gives it."""
-    values = "".join(f" | replace('%{letter}', '{now.strftime('%' + letter)}')" for letter in DIRECTIVES)
-    return f"{{%- macro {CLOCK}(form) -%}}{{{{ form{values} }}}}{{%- endmacro -%}}" + template
+    values = "".join(f" | replace('%{name}', '{now.strftime('%' + name)}')" for name in DIRECTIVES)
+    return f"{{%- macro {CLOCK}(format) -%}}{{{{ format{values} }}}}{{%- endmacro -%}}" + template
 
 
 def prepare_tokenizer(reference: str, tokenizer: Any, chat_template: str) -> None:
@@ -40,6 +40,8 @@ def prepare_tokenizer(reference: str, tokenizer: Any, chat_template: str) -> Non
     """
     if chat_template != "model":
         tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
+    if isinstance(tokenizer.chat_template, dict):  # several by name: the one that transformers takes, too
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         raise ModelError(
             f"base_model: {reference!r} has no chat template, so prompts cannot be put to it as a chat. "
@@ -50,7 +52,7 @@ def prepare_tokenizer(reference: str, tokenizer: Any, chat_template: str) -> Non
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     given = tokenizer.chat_template
-    if isinstance(given, str) and CLOCK in given and not given.startswith(_with_clock("", DATE)):
+    if CLOCK in given and not given.startswith(_with_clock("", DATE)):
         tokenizer.chat_template = _with_clock(given, DATE)
     # For TRL and lm-eval, too. An answer begins with its own words, so that its first tokens are told by them.
     tokenizer.apply_chat_template = partial(type(tokenizer).apply_chat_template, tokenizer, enable_thinking=False)

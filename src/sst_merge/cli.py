@@ -583,12 +583,14 @@ def _merge_values(
     """The run file that the options of ``merge`` stand for."""
     from sst_merge.adapter_config import read_config
 
-    base = base or (read_config(utility[0]).get("base_model_name_or_path") if utility else None)
+    named = read_config(utility[0]) if utility and base is None else {}
+    base = base or named.get("base_model_name_or_path")
     given = {"--base": base, "--utility": utility, "--safety": safety, "--output": output}
     if missing := [name for name, value in given.items() if not value]:
         raise ConfigError(f"merge without a run file needs {', '.join(missing)}.")
     values: dict[str, Any] = {
         "base_model": base,
+        **({"revision": named["revision"]} if named.get("revision") else {}),
         "adapters": {"utility": _one_or_several(utility or []), "safety": _one_or_several(safety or [])},
         "method": {"name": method},
         "output": str(output),

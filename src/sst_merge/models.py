@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -427,13 +427,22 @@ def model_identity(reference: str, revision: str | None = None) -> str:
     if reference in KNOWN_MODELS:
         member = KNOWN_MODELS[reference]
         return f"{member.package}=={member.version} sha256:{member.sha256}"
-    folder = Path(reference)
-    if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in IDENTITY_SUFFIXES)
-        digest = hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode())
-        return f"folder sha256:{digest.hexdigest()}"
+    if Path(reference).is_dir():
+        return f"folder sha256:{_files_sha256(Path(reference), IDENTITY_SUFFIXES)}"
     commit = getattr(_config(reference, revision), "_commit_hash", None)
     return f"{reference}@{commit}"
+
+
+def weights_identity(reference: str, revision: str | None = None) -> str:
+    """As :func:`model_identity`; of a local folder the files of weights alone, whatever else is added to it."""
+    if reference not in KNOWN_MODELS and Path(reference).is_dir():
+        return f"weights sha256:{_files_sha256(Path(reference), {'.safetensors'})}"
+    return model_identity(reference, revision)
+
+
+def _files_sha256(folder: Path, suffixes: Collection[str]) -> str:
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

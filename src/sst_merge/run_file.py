@@ -18,7 +18,7 @@ PEFT_NAMES = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+def load_config(kind: type[Model], path: Path | str, overrides: Sequence[str] = ()) -> Model:
     """Read a YAML run file and validate it.
 
     Args:
@@ -29,7 +29,7 @@ def load_config(kind: type[Model], path: Path, overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: Listing every problem, with a suggestion for misspelt keys.
     """
-    values = _read(path)
+    values = _read(Path(path))
     if kind is RunConfig and _is_training(values):
         raise ConfigError(f"{path} is a training file (it has a role): sst-merge train {path}")
     if kind is TrainConfig and values.keys() & {"method", "adapters"}:

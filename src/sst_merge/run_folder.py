@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,8 @@ def _differences(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any,
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):
             yield from _differences(then.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for number, (old, new) in enumerate(zip(then, now, strict=True)):
+    elif isinstance(then, list) and isinstance(now, list):
+        for number, (old, new) in enumerate(zip_longest(then, now)):
             yield from _differences(old, new, f"{key}.{number}")
     elif then != now:
         yield key, then, now

@@ -17,6 +17,7 @@ import yaml
 
 from sst_merge import __version__, cli
 from sst_merge.adapter_io import read_adapter
+from sst_merge.errors import ConfigError
 from sst_merge.methods import METHODS
 from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
@@ -356,7 +357,9 @@ def test_the_public_names_are_there_and_run_a_file(inputs: Path, tmp_path: Path)
     with pytest.raises(AttributeError, match="has no attribute 'marge'"):
         sst_merge.marge  # noqa: B018
     file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=None, evaluation=None)
-    config = sst_merge.load_config(sst_merge.RunConfig, file, ["method.strength=0.5"])
+    config = sst_merge.load_config(sst_merge.RunConfig, str(file), ["method.strength=0.5"])
+    with pytest.raises(ConfigError, match=r"until: unknown stage 'merged'\. Known: plan, calibrate, merge"):
+        sst_merge.run(config, until="merged")
     diagnostics = sst_merge.run(config, until="merge")
     assert diagnostics["method"]["strength"] == 0.5
     assert sst_merge.read_adapter(tmp_path / "run" / "adapter").sha256 == diagnostics["adapter_sha256"]
@@ -366,6 +369,12 @@ def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, in
     ended = sst("merge", "--base", "somewhere", "--output", tmp_path / "run")
     assert ended.code == 1
     assert "merge without a run file needs --utility, --safety." in ended.err
+    own = shutil.copytree(inputs / "utility", tmp_path / "revised")
+    config = json.loads((own / "adapter_config.json").read_text(encoding="utf-8"))
+    (own / "adapter_config.json").write_text(json.dumps({**config, "revision": "abc"}), encoding="utf-8")
+    values = cli._merge_values(None, [own], [own], "linear", {}, tmp_path / "out")
+    assert (values["base_model"], values["revision"]) == (str(inputs / "base"), "abc")
+    assert "revision" not in cli._merge_values("other", [own], [own], "linear", {}, tmp_path / "out")
     ended = sst("merge", "--utility", inputs / "utility")  # which names the base
     assert "merge without a run file needs --safety, --output." in ended.err
     file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")

@@ -153,9 +153,9 @@ def test_settings_of_one_method_in_one_run_are_the_models_of_two_runs(inputs: Pa
     assert len({round(norm, 4) for norm in arms.values()}) == 3
     assert set(results["safety_tax"]) == {"merged", "half", "sst"}
     rows = {row.method: row for row in compare([tmp_path / "one"])}
-    assert list(rows) == ["sst (merged)", "half", "sst"]
+    assert list(rows) == ["sst (merged)", "half (sst)", "sst"]
     (lone,) = compare([tmp_path / "other"])
-    assert (rows["half"].gain, rows["half"].loss) == (lone.gain, lone.loss)
+    assert (rows["half (sst)"].gain, rows["half (sst)"].loss) == (lone.gain, lone.loss)
 
 
 def test_every_arm_is_hashed_and_no_two_are_alike(finished: Path) -> None:

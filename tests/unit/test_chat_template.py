@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from sst_merge.chat_template import CHAT_TEMPLATES, DATE, answer_opening, prepare_tokenizer, template_notes
+from sst_merge.errors import ModelError
 from sst_merge.inference import encode
 from sst_merge.models import Base, prepare_base
 from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
@@ -29,7 +30,7 @@ UNASKED = ALWAYS.replace("assistant\n<think>\n{% endif %}", "assistant\n{% endif
 DATED = "Today is {{ strftime_now('%d %b %Y') }}.\n" + CHAT_TEMPLATE
 
 
-def base_with(template: str) -> Base:
+def base_with(template: Any) -> Base:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     return prepare_base("tiny", tiny_model(), tokenizer)
@@ -75,9 +76,19 @@ def test_a_conversation_is_the_same_tokens_on_every_day() -> None:
 
 
 def test_the_clock_that_stands_writes_what_strftime_does() -> None:
-    form = "%A %a %d.%m.%Y %y, %B %b %j, %H:%M:%S %I %p"
+    form = "%A %a %d.%m.%Y %y, %B %b %j, %H:%M:%S %I %p | %-d %e %F %T %c %D %-m"
     base = base_with("{{ strftime_now('" + form + "') }}|" + CHAT_TEMPLATE)
-    assert text(base, encode(base, "hi").ids).split("|")[0] == DATE.strftime(form)
+    assert text(base, encode(base, "hi").ids).split("|<s>")[0] == DATE.strftime(form)
+    named = base_with("{{ strftime_now(format='%Y') }}" + CHAT_TEMPLATE)
+    assert text(named, encode(named, "hi").ids).startswith("2024<s>")
+
+
+def test_of_several_templates_the_default_one_is_taken() -> None:
+    base = base_with({"default": DATED, "tool_use": "tools"})
+    assert text(base, encode(base, "hi").ids).startswith("Today is 26 Jul 2024.")
+    assert len(template_notes(base.tokenizer)) == 1
+    with pytest.raises(ModelError, match="'tiny' has no chat template"):
+        base_with({"tool_use": "tools"})
 
 
 def test_preparing_a_tokenizer_again_changes_nothing_and_arguments_can_still_be_given() -> None:

@@ -185,9 +185,29 @@ def test_common_shapes_of_rows_are_one_prompt_and_one_answer(tmp_path: Path, row
 
 
 def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path) -> None:
-    table = [{"instruction": "Translate.", "input": text, "output": text.upper()} for text in ("one", "two")]
+    table = [{"instruction": "Square.", "input": given, "output": given * 2} for given in ("one", 8, 0)]
+    table.append({"instruction": "Square.", "input": float("nan"), "output": "none"})
     found = load(tmp_path, write(tmp_path, "a.jsonl", table))
-    assert {row.prompt: row.answer for row in found} == {"Translate.\n\none": "ONE", "Translate.\n\ntwo": "TWO"}
+    assert {row.prompt: row.answer for row in found} == {
+        "Square.\n\none": "oneone",
+        "Square.\n\n8": "16",
+        "Square.\n\n0": "0",
+        "Square.": "none",
+    }
+
+
+def test_columns_beside_a_known_shape_stay_and_an_answer_goes_before_an_output(tmp_path: Path) -> None:
+    row = {"instruction": "Hi", "output": "Arr", "answer": "gold", "other": "silver"}
+    reference = write(tmp_path, "a.jsonl", [row])
+    assert load(tmp_path, reference)[0].answer == "gold"
+    named = [load(tmp_path, reference, answer_column=name)[0].answer for name in ("output", "answer", "other")]
+    assert named == ["Arr", "gold", "silver"]
+    asked = {"prompt": CHAT[:1], "answer": "4", "solution": "four"}
+    reference = write(tmp_path, "b.jsonl", [asked])
+    assert load(tmp_path, reference)[0].answer == "4"
+    assert load(tmp_path, reference, answer_column="solution")[0].answer == "four"
+    (row,) = load(tmp_path, write(tmp_path, "c.jsonl", [{"messages": CHAT[:1], "label": 7}]), answer_column="label")
+    assert (row.prompt, row.answer) == ("How?", "7")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +218,10 @@ def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path) -> None:
         ({"prompt": CHAT, "completion": CHAT}, "row 1: prompt must be one user turn and at most one assistant turn"),
         ({"prompt": CHAT[:1], "completion": "x"}, "row 1: completion must be a list of turns with role and content"),
         ({"instruction": None, "output": "x"}, "row 1 has no text in column 'prompt' (None)"),
+        ({"instruction": "x", "input": ["y"], "output": "z"}, "row 1 has no text in column 'input' (['y'])"),
+        ({"instruction": "x", "output": "z", "system": "Be brief."}, "row 1 has a system turn in column 'system'"),
+        ({"messages": CHAT, "system": "Be brief."}, "row 1 has a system turn in column 'system' ('Be brief.')"),
+        ({"instruction": "x", "output": "z", "history": [["a", "b"]]}, "row 1 has earlier turns in column 'history'"),
         (
             {"Prompt ": "x", "answer": "y"},
             "Set prompt_column to the one that holds the prompt (prompt_column: 'Prompt ')",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.samplers import ContextSampler
 
 from mmlu_copy import SPLITS, question, write_csv_copy, write_hub_copy, write_table
 from sst_merge.errors import ConfigError, DataError
@@ -88,6 +89,21 @@ def test_the_negative_control_scores_a_response_against_another_rows_target(mmlu
     rows = mmlu.rows(seed=0, samples=None)
     sample = {"responses": [[0.0, True], [-1.0, False], [-2.0, False], [-3.0, False]]}
     assert [mmlu.score_against(row, sample) for row in rows] == [float(row.answer == "0") for row in rows]
+
+
+def test_examples_before_a_question_are_the_same_for_every_arm(tmp_path: Path) -> None:
+    """lm-eval's default sampler draws from one stream, which the arm before would have moved on."""
+    task = LmEval("lm_eval:mmlu", subtasks=["mmlu_anatomy"], copy=write_csv_copy(tmp_path), fewshot=2)
+    (leaf,) = task.tasks.values()
+    leaf.sampler = ContextSampler(list(leaf.fewshot_docs()))  # mmlu's own takes the first ones
+    base = tiny_base("llama")
+    rows = task.rows(seed=0, samples=None)
+    model = task.harness_model(base, batch_size=4)
+    batches = [[rows[index] for index in batch] for batch in task.batches(rows, 3)]
+    one, other = ([[r["prompt"] for r in task.evaluate(model, batch)] for batch in batches] for _ in range(2))
+    assert one == other
+    assert [r["prompt"] for r in task.evaluate(model, batches[-1])] == one[-1]  # where an interrupted arm goes on
+    assert len({prompt[:200] for prompt in one[0]}) > 1  # examples are drawn, not the same for every question
 
 
 def test_what_asks_a_question_and_is_not_in_its_row_is_told(mmlu: LmEval, tmp_path: Path) -> None:

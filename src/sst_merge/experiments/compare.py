@@ -273,6 +273,8 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
         problems.append(", ".join(str(flag) for flag in flags))
     setting = {key: fields.get(key) for key in ("model", "mode", "base_model", "baseline", "utility_metric")}
     settings = {key: value for key, value in mapping(block.get("method")).items() if key not in ("name", "label")}
+    if mapping(block.get("method")).get("label"):
+        method = f"{method} ({mapping(block.get('method')).get('name')})"
     if settings.get("fisher", "none") != "none":
         calibration = mapping(fields.get("calibration"))
         # An experiment draws its data by the seed into files of its own, whose names say nothing.

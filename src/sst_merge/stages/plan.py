@@ -28,7 +28,16 @@ from sst_merge.data import Row, check_disjoint, content_id
 from sst_merge.errors import AdapterError, ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.inference import check_room, encode
-from sst_merge.models import QUANTISED, Encoder, architecture, check_weights, load_encoder, model_identity, placement
+from sst_merge.models import (
+    QUANTISED,
+    Encoder,
+    architecture,
+    check_weights,
+    load_encoder,
+    model_identity,
+    placement,
+    weights_identity,
+)
 from sst_merge.run_folder import RunFolder, require_free_space
 from sst_merge.stages.rows import (
     Inputs,
@@ -132,8 +141,8 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             **{name: task.asked_by for name, task in inputs.tasks.items() if isinstance(task, LmEval)},
         },
     }
-    _check_records(config, adapters, identity["inputs"]["base_model"])
-    notes = tuple(f"the {label} adapter changes nothing: its update is zero in every module" for label in empty)
+    notes = _record_notes(config, adapters, identity["inputs"]["base_model"])
+    notes += tuple(f"the {label} adapter changes nothing: its update is zero in every module" for label in empty)
     notes += (
         _module_notes(ranks)
         + _rank_notes(config, modules, ranks)
@@ -143,27 +152,42 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)
 
 
-def _check_records(config: RunConfig, adapters: list[tuple[str, Role, Path]], base: str) -> None:
-    """What the adapters' folders say of their training must fit their part in the run.
+def _record_notes(config: RunConfig, adapters: list[tuple[str, Role, Path]], base: str) -> tuple[str, ...]:
+    """What the adapters' folders say of their training must fit their part in the run, or is noted.
 
     Raises:
-        AdapterError: If an adapter was trained for the other part, or on other weights than the run's base.
+        AdapterError: If utility and safety are swapped, or an adapter was trained on other weights than the base's.
     """
-    for label, role, folder in adapters:
-        trained_for, trained_on = training_record(folder)
-        if trained_for is not None and (trained_for == "safety") != (role == "safety"):
-            raise AdapterError(
-                f"adapters.{role}: {folder} was trained as a {trained_for} adapter ({folder / RECORD_FILE}). Are "
-                "utility and safety swapped?"
-            )
-        kinds = [name.partition("sha256:")[0] or name for name in (trained_on or "", base)]
-        is_comparable = "sha256:" in base and kinds[0] == kinds[1]
-        if is_comparable and trained_on != base and not config.adapters.allow_different_base:
+    records = [(label, role, folder, training_record(folder)) for label, role, folder in adapters]
+    trained_for = {
+        role: {record["role"] for _, of, _, record in records if of == role and "role" in record}
+        for role in ("utility", "safety")
+    }
+    if trained_for["utility"] == {"safety"} and trained_for["safety"] and "safety" not in trained_for["safety"]:
+        raise AdapterError(
+            "adapters.utility and adapters.safety are swapped: by their training.json the one was trained as a safety "
+            f"adapter and the other as a {min(trained_for['safety'])} adapter."
+        )
+    notes = []
+    for label, role, folder, record in records:
+        if "role" in record and (record["role"] == "safety") != (role == "safety"):
+            notes.append(f"the {label} adapter was trained as a {record['role']} adapter ({folder / RECORD_FILE})")
+        weights = weights_identity(config.base_model, config.revision)
+        if _differ(record.get("base_weights"), weights) and not config.adapters.allow_different_base:
             raise AdapterError(
                 f"the {label} adapter ({folder}) was trained on other weights than those of base_model "
-                f"{config.base_model}:\n  then {trained_on}   ({folder / RECORD_FILE})\n  now  {base}\n"
+                f"{config.base_model}:\n  then {record['base_weights']}   ({folder / RECORD_FILE})\n  now  {weights}\n"
                 "  Use the base that it was trained on, or set adapters.allow_different_base: true."
             )
+        if "base_weights" not in record and _differ(record.get("base"), base):
+            notes.append(f"the files of {config.base_model} are not those that the {label} adapter was trained on")
+    return tuple(notes)
+
+
+def _differ(then: str | None, now: str) -> bool:
+    """Whether two identities of one kind differ: what has another name elsewhere may be the same."""
+    kinds = [identity.partition("sha256:")[0] for identity in (then or "", now)]
+    return "sha256:" in now and kinds[0] == kinds[1] and then != now
 
 
 def _module_notes(ranks: dict[str, dict[str, int]]) -> tuple[str, ...]:

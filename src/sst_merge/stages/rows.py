@@ -206,14 +206,15 @@ def _answer_notes(inputs: Inputs) -> list[str]:
 
 def _source_notes(inputs: Inputs) -> list[str]:
     """Prompts that several sources have, so that there are fewer rows than were asked for."""
-    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
-    used |= {f"evaluation.{name}": rows for name, rows in inputs.evaluation.items()}
+    safety, utility = inputs.calibration_safety, inputs.calibration_utility
+    used = {
+        "calibration.safety": safety,
+        "calibration.utility": [row for row in utility if row.answer_tokens is None],
+        "calibration.harmless": [row for row in utility if row.answer_tokens is not None],
+        **{f"evaluation.{name}": rows for name, rows in inputs.evaluation.items()},
+    }
     counts = {use: len({row.id for row in rows if row.other_sources}) for use, rows in used.items()}
-    return [
-        f"{use}: {count} prompt(s) stand in several of its sources; taken once"
-        for use, count in counts.items()
-        if count
-    ]
+    return [f"{use}: {n} prompt(s) stand in several of its sources; taken once" for use, n in counts.items() if n]
 
 
 def _cluster_notes(inputs: Inputs) -> list[str]:

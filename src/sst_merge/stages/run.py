@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sst_merge.config import RunConfig, model_settings
+from sst_merge.errors import ConfigError
 from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
 from sst_merge.processes import Processes, join_processes
 from sst_merge.progress import Reporter, SilentReporter
@@ -46,6 +47,8 @@ def run(
         ``plan.json``, ``diagnostics.json`` or ``results.json``, whichever the last stage wrote; after calibration,
         where the statistics are.
     """
+    if until not in STAGES:
+        raise ConfigError(f"until: unknown stage '{until}'. Known: {', '.join(STAGES)}.")
     reporter = reporter or SilentReporter()
     processes = join_processes()
     if not processes.is_first:

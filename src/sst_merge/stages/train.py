@@ -25,7 +25,7 @@ from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, loa
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
-from sst_merge.models import Base, architecture, load_base, model_identity
+from sst_merge.models import Base, architecture, load_base, model_identity, weights_identity
 from sst_merge.progress import Reporter, SilentReporter
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
@@ -160,6 +160,7 @@ def _learn(
     record = {
         "schema": "sst-merge/training/1",
         **identity,
+        "base_weights": weights_identity(config.base_model, config.revision),
         "versions": versions(),
         "evaluation": None,
         "measured": None,

@@ -25,6 +25,8 @@ from sst_merge.tasks.base import Family, Measure, Task
 from sst_merge.tasks.local_copy import dataset_of
 
 PREFIX = "lm_eval:"
+FEWSHOT_SEED = 1234
+"""Of the examples before a question; lm-eval's own default."""
 BINARY = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "pass@1", "pass_at_1"})
 
 
@@ -71,7 +73,7 @@ class LmEval(Task):
         for task in self.tasks.values():
             if fewshot is not None:
                 task.set_config("num_fewshot", fewshot)
-            task.set_fewshot_seed(1234)  # lm-eval's own default
+            task.set_fewshot_seed(FEWSHOT_SEED)
         self.allow_code_execution = allow_code_execution
         first = next(iter(self.tasks.values()))
         if not first.config.metric_list:
@@ -164,6 +166,9 @@ class LmEval(Task):
         from lm_eval.evaluator import evaluate
 
         (leaf,) = {self._places[row.id][0] for row in rows}
+        # The default sampler draws from one stream: begun anew with each batch, examples are the same in every arm, and
+        # after an interruption.
+        self.tasks[leaf].set_fewshot_seed(FEWSHOT_SEED)
         indices = sorted(self._places[row.id][1] for row in rows)  # lm-eval reads them in this order
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars; ours counts the samples
             results: Any = evaluate(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from families import write_other_inputs
 from sst_merge.adapter_io import read_headers
 from sst_merge.errors import AdapterError, DataError
+from sst_merge.models import weights_identity
 from sst_merge.stages.calibrate import statistics_folder
 from sst_merge.stages.plan import describe, plan, require_room, write_plan
 from tiny_run import copied, run_config, run_file, write_rows
@@ -313,46 +314,64 @@ def test_unknown_training_rows_are_noted(inputs: Path) -> None:
     assert not [note for note in made(inputs, evaluation=None).notes if "trained on" in note]  # nothing to overlap
 
 
-def with_record(folder: Path, role: str, base: str) -> None:
-    record = {"config": {"role": role}, "base": base}
+def with_record(folder: Path, role: str, **base: str) -> None:
+    record = {"config": {"role": role}, "base": "elsewhere", **base}
     (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def test_swapped_adapters_are_refused_by_what_they_were_trained_for(inputs: Path, tmp_path: Path) -> None:
     own = copied(inputs, tmp_path / "inputs")
-    identity = made(inputs).identity["inputs"]["base_model"]
-    for name, role in (("utility", "utility"), ("safety", "safety")):
-        with_record(own / name, role, identity)
-    assert made(own)
-    with_record(own / "utility", "harmful", identity)  # a model that training has made harmful may be mended
-    assert made(own)
-    with_record(own / "safety", "utility", identity)
-    with pytest.raises(AdapterError, match=r"^adapters\.safety: .* was trained as a utility adapter .* swapped\?"):
-        made(own)
-    with_record(own / "utility", "safety", identity)
-    with pytest.raises(AdapterError, match=r"^adapters\.utility: .* was trained as a safety adapter"):
-        made(own)
+
+    def notes(utility: str, safety: str) -> list[str]:
+        with_record(own / "utility", utility)
+        with_record(own / "safety", safety)
+        return [note for note in made(own).notes if "was trained as" in note]
+
+    assert notes("utility", "safety") == []
+    assert notes("harmful", "safety") == []  # a model that training has made harmful may be mended
+    (note,) = notes("utility", "utility")  # two tasks may be added up
+    assert note == f"the safety adapter was trained as a utility adapter ({own / 'safety' / 'training.json'})"
+    assert len(notes("safety", "safety")) == 1
+    for role in ("utility", "harmful"):
+        with pytest.raises(AdapterError, match=rf"safety are swapped: .* a safety adapter and the other as a {role}"):
+            notes("safety", role)
 
 
 def test_an_adapter_of_other_weights_is_refused_by_its_record(inputs: Path, tmp_path: Path) -> None:
     own = copied(inputs, tmp_path / "inputs")
-    now = made(inputs).identity["inputs"]["base_model"]
+    base = {"base_model": str(own / "base")}
+    now = weights_identity(str(own / "base"))
     then = f"{now[:-4]}{'0000' if now[-4:] != '0000' else '1111'}"
-    with_record(own / "safety", "safety", then)
+    with_record(own / "safety", "safety", base_weights=now)
+    assert made(own, **base)
+    (own / "base" / "notes.txt").write_text("not a weight", encoding="utf-8")
+    assert made(own, **base)  # other files of the base are none of its weights
+    with_record(own / "safety", "safety", base_weights=then)
     with pytest.raises(AdapterError) as caught:
-        made(own)
+        made(own, **base)
     assert str(caught.value).startswith(
         f"the safety adapter ({own / 'safety'}) was trained on other weights than those"
     )
     assert f"  then {then}   ({own / 'safety' / 'training.json'})\n  now  {now}\n" in str(caught.value)
     adapters = {role: str(own / role) for role in ("utility", "safety")} | {"allow_different_base": True}
-    assert made(own, adapters=adapters)
+    assert made(own, adapters=adapters, **base)
     for other in ("org/model@abc", "package==1 sha256:0"):  # the same weights may have another name elsewhere
-        with_record(own / "safety", "safety", other)
-        assert made(own)
+        with_record(own / "safety", "safety", base_weights=other)
+        assert made(own, **base)
+    with_record(own / "safety", "safety", base="folder sha256:0")  # of a version that did not tell weights apart
+    note = f"the files of {own / 'base'} are not those that the safety adapter was trained on"
+    assert note in made(own, **base).notes
     for damaged in ("{", "[]", '{"config": 3}'):  # of another program
         (own / "safety" / "training.json").write_text(damaged, encoding="utf-8")
-        assert made(own)
+        assert not [n for n in made(own, **base).notes if "trained as" in n or "are not those" in n]
+
+
+def test_prompts_of_several_harmless_sources_are_told_as_such(inputs: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "calm.jsonl", "calm", 6)
+    calibration: dict[str, Any] = {use: str(inputs / f"{use}_calibration.jsonl") for use in ("safety", "utility")}
+    calibration["harmless"] = [str(tmp_path / "calm.jsonl")] * 2
+    notes = [note for note in made(inputs, calibration=calibration).notes if "several of its sources" in note]
+    assert notes == ["calibration.harmless: 6 prompt(s) stand in several of its sources; taken once"]
 
 
 def test_an_adapter_that_changes_nothing_is_noted(inputs: Path, tmp_path: Path) -> None:
