@@ -630,11 +630,7 @@ def written_report(size: str, output: Path, *, lines: Callable[[Cell], tuple[Lin
     main_results = {name: done for name in found if (done := complete(found[name], MAIN))}
     is_everywhere = all(complete(found[name], (FISHER_MERGING,)) for name in main_results)
     variants = (*MAIN, FISHER_MERGING) if is_everywhere else MAIN
-    others = {
-        group: [name for name in main_results if complete(found[name], group)]
-        for group in GROUPS[1:]
-        if not set(group) <= set(variants)
-    }
+    others = {group: [name for name in main_results if complete(found[name], group)] for group in GROUPS[1:]}
     return report(main_results, variants, others, size=size, cells=[cell.name for cell in cells])
 
 
