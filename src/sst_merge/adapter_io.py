@@ -32,7 +32,7 @@ from sst_merge.errors import AdapterError
 from sst_merge.wheels import file_sha256, put_in_place
 
 TRAINING_ROWS_FILE = "training_rows.json"
-RECORD_FILE = "training.json"
+RECORD_FILE, RECORD_SCHEMA = "training.json", "sst-merge/training/1"
 PREFIX = "base_model.model."
 
 
@@ -344,14 +344,23 @@ def training_record(path: Path) -> dict[str, str]:
     """What an adapter's folder says of its training, as far as it does.
 
     ``role`` (utility, safety or harmful); ``base``, the identity of the base model's files, and ``base_weights``,
-    that of its weights alone (:func:`sst_merge.models.weights_identity`). A record of another program says nothing.
+    that of its weights alone (:func:`sst_merge.models.weights_identity`). Nothing without a file, or with one that
+    another program wrote.
+
+    Raises:
+        AdapterError: If the file is damaged.
     """
-    try:
-        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
-        told = {"role": record["config"]["role"], "base": record["base"], "base_weights": record.get("base_weights")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    file = path / RECORD_FILE
+    if not file.is_file():
         return {}
-    return {key: value for key, value in told.items() if isinstance(value, str)}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record.get("schema") != RECORD_SCHEMA:
+            return {}
+        told = {"role": record["config"]["role"], "base": record["base"], "base_weights": record.get("base_weights")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{file} is damaged ({error!r}). Copy it again, or remove it.") from error
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _open(path: Path) -> Any:

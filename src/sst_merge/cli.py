@@ -203,7 +203,9 @@ def merge(
     )
     typer.echo(f"{diagnostics['modules_merged']} modules merged -> {config.output / 'adapter'}")
     if kept:
-        typer.echo(f"kept of the safety update: {kept}" + (" (low: cheap)" if total["utility_energy_kept"] else ""))
+        typer.echo(
+            f"kept of the safety update: {kept}" + (" (the less, the cheaper)" if total["utility_energy_kept"] else "")
+        )
     if (diagnostics["written_relative_error"] or 0.0) > 1e-6:  # None for a merge of zeros
         typer.echo(
             f"written adapter differs from the exact merge by {diagnostics['written_relative_error']:.2%} of its norm"

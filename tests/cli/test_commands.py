@@ -281,7 +281,8 @@ def test_merge_without_a_run_file_calibrates_for_sst(sst: Command, inputs: Path,
     ended = sst("merge", *options, *data, "--output", tmp_path / "run", "--set", "method.keep={directions: 2}")
     assert ended.code == 0
     assert re.search(
-        r"kept of the safety update: patch norm \d+%, safety energy .*%, utility energy .*% \(low: cheap\)", ended.out
+        r"kept of the safety update: patch norm \d+%, safety energy .*%, utility energy .*% \(the less, the ch",
+        ended.out,
     )
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
     harmless = tmp_path / "harmless.jsonl"

@@ -168,12 +168,13 @@ def _record_notes(config: RunConfig, adapters: list[tuple[str, Role, Path]], bas
             "adapters.utility and adapters.safety are swapped: by their training.json the one was trained as a safety "
             f"adapter and the other as a {min(trained_for['safety'])} adapter."
         )
-    notes = []
+    notes, weights = [], ""
+    if any("base_weights" in record for *_, record in records) and not config.adapters.allow_different_base:
+        weights = weights_identity(config.base_model, config.revision)  # once: it reads all of a local base's weights
     for label, role, folder, record in records:
         if "role" in record and (record["role"] == "safety") != (role == "safety"):
             notes.append(f"the {label} adapter was trained as a {record['role']} adapter ({folder / RECORD_FILE})")
-        weights = weights_identity(config.base_model, config.revision)
-        if _differ(record.get("base_weights"), weights) and not config.adapters.allow_different_base:
+        if _differ(record.get("base_weights"), weights):
             raise AdapterError(
                 f"the {label} adapter ({folder}) was trained on other weights than those of base_model "
                 f"{config.base_model}:\n  then {record['base_weights']}   ({folder / RECORD_FILE})\n  now  {weights}\n"

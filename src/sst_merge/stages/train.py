@@ -19,7 +19,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sst_merge.adapter_config import CONFIG_FILE, is_target
-from sst_merge.adapter_io import RECORD_FILE, TRAINING_ROWS_FILE, read_adapter, refuse_occupied, write_adapter
+from sst_merge.adapter_io import (
+    RECORD_FILE,
+    RECORD_SCHEMA,
+    TRAINING_ROWS_FILE,
+    read_adapter,
+    refuse_occupied,
+    write_adapter,
+)
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
@@ -158,7 +165,7 @@ def _learn(
     curve = [{key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry} for entry in history]
     curve = [entry for entry in curve if len(entry) > 1]
     record = {
-        "schema": "sst-merge/training/1",
+        "schema": RECORD_SCHEMA,
         **identity,
         "base_weights": weights_identity(config.base_model, config.revision),
         "versions": versions(),

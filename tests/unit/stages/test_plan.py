@@ -315,7 +315,7 @@ def test_unknown_training_rows_are_noted(inputs: Path) -> None:
 
 
 def with_record(folder: Path, role: str, **base: str) -> None:
-    record = {"config": {"role": role}, "base": "elsewhere", **base}
+    record = {"schema": "sst-merge/training/1", "config": {"role": role}, "base": "elsewhere", **base}
     (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -361,9 +361,13 @@ def test_an_adapter_of_other_weights_is_refused_by_its_record(inputs: Path, tmp_
     with_record(own / "safety", "safety", base="folder sha256:0")  # of a version that did not tell weights apart
     note = f"the files of {own / 'base'} are not those that the safety adapter was trained on"
     assert note in made(own, **base).notes
-    for damaged in ("{", "[]", '{"config": 3}'):  # of another program
-        (own / "safety" / "training.json").write_text(damaged, encoding="utf-8")
+    for other in ("[]", '{"config": 3}'):  # of another program
+        (own / "safety" / "training.json").write_text(other, encoding="utf-8")
         assert not [n for n in made(own, **base).notes if "trained as" in n or "are not those" in n]
+    for damaged in ("{", '{"schema": "sst-merge/training/1"}'):
+        (own / "safety" / "training.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(AdapterError, match=r"training\.json is damaged .*Copy it again, or remove it"):
+            made(own, **base)
 
 
 def test_prompts_of_several_harmless_sources_are_told_as_such(inputs: Path, tmp_path: Path) -> None:
