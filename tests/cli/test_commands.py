@@ -350,7 +350,9 @@ def test_a_run_goes_on_after_the_setting_that_a_failed_calibration_asked_for(
     assert "config.calibration.batch_size   1 then, 2 now" in ended.err
 
 
-def test_the_public_names_are_there_and_run_a_file(inputs: Path, tmp_path: Path) -> None:
+def test_the_public_names_are_there_and_run_a_file(
+    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import sst_merge
 
     for name in sst_merge.__all__:
@@ -363,6 +365,8 @@ def test_the_public_names_are_there_and_run_a_file(inputs: Path, tmp_path: Path)
         sst_merge.run(config, until="merged")
     diagnostics = sst_merge.run(config, until="merge")
     assert diagnostics["method"]["strength"] == 0.5
+    told = capfd.readouterr()
+    assert (told.out, "note: calibration.harmless is not given" in told.err) == ("", True)
     assert sst_merge.read_adapter(tmp_path / "run" / "adapter").sha256 == diagnostics["adapter_sha256"]
 
 

@@ -11,7 +11,7 @@ from sst_merge.config import RunConfig, model_settings
 from sst_merge.errors import ConfigError
 from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
 from sst_merge.processes import Processes, join_processes
-from sst_merge.progress import Reporter, SilentReporter
+from sst_merge.progress import Reporter, SilentReporter, TerminalReporter
 from sst_merge.stages.calibrate import LazyBase, calibrate, statistics_folders
 from sst_merge.stages.evaluate import evaluate
 from sst_merge.stages.merge import merge
@@ -36,7 +36,7 @@ def run(
     Args:
         config: The run file.
         root: Folder that relative input paths start from; the working directory when left out.
-        reporter: Shows progress and notes; nobody when left out.
+        reporter: Shows progress and notes; on stderr, as the command line does, when left out.
         command: What the user typed, for the manifest.
         until: Last stage, one of :data:`STAGES`. Under a launcher of several processes only the first one returns; the
             others share the calibration and end.
@@ -49,7 +49,7 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"until: unknown stage '{until}'. Known: {', '.join(STAGES)}.")
-    reporter = reporter or SilentReporter()
+    reporter = reporter or TerminalReporter()
     processes = join_processes()
     if not processes.is_first:
         reporter = SilentReporter()

@@ -33,7 +33,7 @@ from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalErro
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
 from sst_merge.models import Base, architecture, load_base, model_identity, weights_identity
-from sst_merge.progress import Reporter, SilentReporter
+from sst_merge.progress import Reporter, TerminalReporter
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
 from sst_merge.stages.rows import load_evaluation_rows, load_tasks, rows_sha256
@@ -107,7 +107,7 @@ def train(config: TrainConfig, *, root: Path = Path(), reporter: Reporter | None
         ModelError: If the base cannot be loaded.
         NumericalError: If training diverges.
     """
-    reporter = reporter or SilentReporter()
+    reporter = reporter or TerminalReporter()
     made = prepare(config, root=root)
     learn, validation, tasks, held_out = made.learn, made.validation, made.tasks, made.held_out
     for use, rows in (("data", learn), ("validation", validation)):
