@@ -308,6 +308,7 @@ def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SST
     """The mistake that :func:`plan` or its run folder refused, and every other that it does not hide."""
     steps: list[Callable[[], object]] = [
         *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
+        lambda: _record_notes(config, _labelled(config, root), model_identity(config.base_model, config.revision)),
         partial(architecture, config.base_model, config.revision),
         partial(load_encoder, config.base_model, config.revision, config.chat_template),
         partial(check_weights, config.base_model, config.revision),

@@ -15,7 +15,7 @@ from sst_merge.adapter_io import read_headers
 from sst_merge.errors import AdapterError, DataError
 from sst_merge.models import weights_identity
 from sst_merge.stages.calibrate import statistics_folder
-from sst_merge.stages.plan import describe, plan, require_room, write_plan
+from sst_merge.stages.plan import describe, plan, problems, require_room, write_plan
 from tiny_run import copied, run_config, run_file, write_rows
 
 
@@ -335,6 +335,11 @@ def test_swapped_adapters_are_refused_by_what_they_were_trained_for(inputs: Path
     for role in ("utility", "harmful"):
         with pytest.raises(AdapterError, match=rf"safety are swapped: .* a safety adapter and the other as a {role}"):
             notes("safety", role)
+    calibration = {"safety": "gone.jsonl", "utility": "gone.jsonl"}  # what stops the plan first hides no swap
+    config = run_config(own, tmp_path / "run", calibration=calibration)
+    with pytest.raises(DataError) as first:
+        plan(config, root=Path())
+    assert any("are swapped" in str(error) for error in problems(config, first.value, root=Path()))
 
 
 def test_an_adapter_of_other_weights_is_refused_by_its_record(inputs: Path, tmp_path: Path) -> None:
