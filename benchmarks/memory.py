@@ -25,7 +25,7 @@ from sst_merge.adapter import Update, Updates
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.inference import Encoded
 from sst_merge.methods import METHODS
-from sst_merge.models import Base, linear_modules
+from sst_merge.models import Base, linear_modules, module_shape
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
 from sst_merge.statistics import Request, SampleGradients, Statistics
@@ -66,7 +66,7 @@ def shapes(size: str) -> dict[str, tuple[int, int]]:
     """Of all linear modules, without allocating the model."""
     with torch.device("meta"):
         found = linear_modules(MistralForCausalLM(config(size)))
-    return {name: (module.out_features, module.in_features) for name, module in found.items()}
+    return {name: module_shape(module) for name, module in found.items()}
 
 
 def adapters(options: argparse.Namespace) -> tuple[Updates, Updates]:

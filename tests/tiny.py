@@ -26,7 +26,7 @@ from transformers import (
 
 from sst_merge.adapter import Update, Updates
 from sst_merge.inference import Encoded, encode
-from sst_merge.models import Base, prepare_base
+from sst_merge.models import Base, module_shape, prepare_base
 from sst_merge.statistics import STATISTICS, KroneckerFactors, Request, SampleGradients, Statistics
 from sst_merge.statistics.kronecker_factors import panels
 from sst_merge.statistics.sample_gradients import patch_bases
@@ -132,7 +132,7 @@ def random_update(shape: tuple[int, int], rank: int, seed: int, scale: float = 0
 def random_adapter(base: Base, rank: int = 4, seed: int = 0, scale: float = 0.1) -> Updates:
     """A random update of every linear module; ``scale`` is the entries' standard deviation (the weights' is 0.2)."""
     return {
-        name: random_update((module.weight.shape[0], module.weight.shape[1]), rank, 1000 * seed + number, scale)
+        name: random_update(module_shape(module), rank, 1000 * seed + number, scale)
         for number, (name, module) in enumerate(sorted(base.modules.items()))
     }
 

@@ -20,7 +20,6 @@ REFUSED = {
     "target_parameters": "bare parameters were adapted, not linear modules",
     "trainable_token_indices": "token embeddings were trained",
     "layer_replication": "the adapter changes the number of layers",
-    "fan_in_fan_out": "weights are stored transposed; models of Conv1D modules (GPT-2) cannot be merged",
     "alora_invocation_tokens": "the adapter is active on part of the tokens only (aLoRA)",
     "kasa_config": "KaSA rescales components by learned singular values",
     "use_qalora": "QALoRA pools the input of the factors",
@@ -39,6 +38,7 @@ KNOWN_FIELDS = REFUSED.keys() | {
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
+    "fan_in_fan_out",  # PEFT sets it by the module; the factors mean the same
     "inference_mode",
     "init_lora_weights",
     "layers_pattern",
@@ -118,8 +118,9 @@ def _refuse_features(path: Path, config: dict[str, Any]) -> None:
     """Refuse by name what a low-rank update cannot express."""
     for field, meaning in REFUSED.items():
         if config.get(field):
-            remedy = "" if field == "fan_in_fan_out" else f" Train it without {field}."
-            raise AdapterError(f"{path}: {field} = {config[field]!r} is not supported: {meaning}.{remedy}")
+            raise AdapterError(
+                f"{path}: {field} = {config[field]!r} is not supported: {meaning}. Train it without {field}."
+            )
     if config.get("bias", "none") != "none":
         raise AdapterError(
             f"{path}: bias = {config['bias']!r} is not supported: base biases were trained. Use bias none."

@@ -227,8 +227,8 @@ def write_adapter(
     Args:
         path: Folder to create; an existing adapter or an empty folder is replaced, anything else is not.
         updates: What to write; components that are exactly zero are dropped, at least one is kept.
-        like: adapter_config.json of an adapter, for ``base_model_name_or_path``, ``task_type`` and, where it names all
-            modules, ``target_modules``.
+        like: adapter_config.json of an adapter, for ``base_model_name_or_path``, ``task_type``, ``fan_in_fan_out`` and,
+            where it names all modules, ``target_modules``.
         dtype: Of the tensors in the file; a cast loses precision (the merge stage measures how much).
         card: README.md.
         extra_files: Further text files by name.
@@ -259,6 +259,7 @@ def write_adapter(
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
         "use_rslora": False,
+        "fan_in_fan_out": bool(like.get("fan_in_fan_out")),
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,

@@ -150,21 +150,26 @@ def merge(
         typer.Option(help="Base model: a known name, a folder or a hub id; the utility adapter's when left out."),
     ] = None,
     utility: Annotated[
-        list[Path] | None, typer.Option(help="PEFT folder of the utility adapter; several are added up.")
+        list[Path] | None,
+        typer.Option(metavar="<path>", help="PEFT folder of the utility adapter; several are added up."),
     ] = None,
     safety: Annotated[
-        list[Path] | None, typer.Option(help="PEFT folder of the safety adapter; several are added up.")
+        list[Path] | None,
+        typer.Option(metavar="<path>", help="PEFT folder of the safety adapter; several are added up."),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Merge method, sst when left out; see sst-merge methods.")] = None,
     calibration_utility: Annotated[
         list[str] | None,
-        typer.Option(help="Data for the utility Fisher: prompts with answers (methods that read statistics)."),
+        typer.Option(
+            metavar="<data>", help="Data for the utility Fisher: prompts with answers (methods that read statistics)."
+        ),
     ] = None,
     calibration_safety: Annotated[
-        list[str] | None, typer.Option(help="Data for the safety Fisher: harmful prompts with refusals.")
+        list[str] | None,
+        typer.Option(metavar="<data>", help="Data for the safety Fisher: harmful prompts with refusals."),
     ] = None,
     calibration_harmless: Annotated[
-        list[str] | None, typer.Option(help="Prompts that must not be refused; answers are not read.")
+        list[str] | None, typer.Option(metavar="<data>", help="Prompts that must not be refused; answers are not read.")
     ] = None,
     overrides: Set = None,
     output: Output = None,

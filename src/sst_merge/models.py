@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
@@ -42,6 +43,8 @@ KNOWN_MODELS: dict[str, WheelMember] = {
     ),
 }
 
+LinearModule = nn.Linear | Conv1D
+"""What LoRA updates; ``Conv1D``, of GPT-2 and its like, is a linear module that keeps its weight transposed."""
 QUANTISED = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
 """Linear modules of bitsandbytes to the precision that they stand for."""
 
@@ -67,7 +70,7 @@ class Base:
     reference: str
     model: Any
     tokenizer: Any
-    modules: dict[str, nn.Linear]
+    modules: dict[str, LinearModule]
     """Every linear module by its name in the model, the output head left out."""
     end_tokens: frozenset[int]
     """Tokens that end an answer: the tokenizer's, and those of the model's generation configuration."""
@@ -477,7 +480,7 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
     return Architecture(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=config.get_text_config().vocab_size,
-        shapes={name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()},
+        shapes={name: module_shape(module) for name, module in linear_modules(model).items()},
         names=tuple(name for name, _ in model.named_modules() if name),
     )
 
@@ -551,12 +554,25 @@ def _location(reference: str) -> str | Path:
     return convert(reference) if reference in KNOWN_MODELS else reference
 
 
-def linear_modules(model: Any) -> dict[str, nn.Linear]:
+def linear_modules(model: Any) -> dict[str, LinearModule]:
     """Every linear module by name, the output head left out."""
     head = model.get_output_embeddings()
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    }
+    return {name: m for name, m in model.named_modules() if isinstance(m, LinearModule) and m is not head}
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear module keeps its weight as ``(d_in, d_out)``."""
+    return isinstance(module, Conv1D)
+
+
+def module_shape(module: LinearModule) -> tuple[int, int]:
+    """``(d_out, d_in)``."""
+    return (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+
+
+def weight_matrix(module: LinearModule) -> Float[Tensor, "d_out d_in"]:
+    """The weight as the matrix that multiplies an input from the left: itself, or a transposed view of it."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
 
 
 def is_quantised(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sst_merge.adapter import Update, Updates, squared_norm
 from sst_merge.errors import ModelError
-from sst_merge.models import Base, at_least_float32, is_quantised
+from sst_merge.models import Base, LinearModule, at_least_float32, is_quantised, module_shape, weight_matrix
 
 
 def check_modules(base: Base, updates: Updates, where: str) -> None:
@@ -31,7 +31,7 @@ def check_modules(base: Base, updates: Updates, where: str) -> None:
                 + (f" (it has '{near[0]}')." if near else ".")
                 + " The adapter was trained on another architecture."
             )
-        expected = (base.modules[name].out_features, base.modules[name].in_features)
+        expected = module_shape(base.modules[name])
         if update.shape != expected:
             raise ModelError(
                 f"{where}: module '{name}' has an update of shape {update.shape}, but the weight in {base.reference} "
@@ -78,13 +78,13 @@ def added(base: Base, updates: Updates, where: str) -> Iterator[dict[str, Tensor
     """
     check_modules(base, updates, where)
     inside = [name for name in sorted(updates) if not is_quantised(base.modules[name])]
-    old = {name: base.modules[name].weight.detach().to("cpu", copy=True) for name in inside}
+    old = {name: weight_matrix(base.modules[name]).detach().to("cpu", copy=True) for name in inside}
     handles = []
     try:
         with torch.no_grad():
             for name in sorted(updates):
                 compact = updates[name].without_zero_components()
-                weight = base.modules[name].weight
+                weight = weight_matrix(base.modules[name])
                 if not compact.rank:
                     continue
                 if name in old:
@@ -97,7 +97,7 @@ def added(base: Base, updates: Updates, where: str) -> Iterator[dict[str, Tensor
             handle.remove()
         with torch.no_grad():
             for name, weight in old.items():
-                base.modules[name].weight.copy_(weight)
+                weight_matrix(base.modules[name]).copy_(weight)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
             for factor in (compact.b, compact.a):
                 digest.update(f"{name} {tuple(factor.shape)}\n".encode() + factor.contiguous().numpy().tobytes())
         for name, before in old.items():
-            weight = base.modules[name].weight.detach()
+            weight = weight_matrix(base.modules[name]).detach()
             change = at_least_float32(weight) - at_least_float32(before.to(weight.device))
             norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
             squared += norm**2
@@ -131,7 +131,7 @@ def applied(base: Base, updates: Updates, where: str) -> Iterator[Applied]:
         yield Applied(weights, squared**0.5, tuple(unchanged))
 
 
-def _add_beside(module: nn.Linear, update: Update, dtype: torch.dtype) -> Any:
+def _add_beside(module: LinearModule, update: Update, dtype: torch.dtype) -> Any:
     """Let an update act on a module's input beside its weight; the handle takes it off again."""
     b, a = (factor.to(module.weight.device, dtype) for factor in (update.b, update.a))
 

@@ -1,19 +1,26 @@
 """Whole runs on three architectures, with every method."""
 
+import copy
 import json
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
+from families import write_other_inputs
 from sst_merge.adapter import concatenate, squared_norm
 from sst_merge.adapter_io import read_adapter
+from sst_merge.inference import encode, next_token_log_probabilities
 from sst_merge.linalg import truncated
 from sst_merge.methods import METHODS
-from sst_merge.models import Base, load_base
+from sst_merge.models import Base, linear_modules, load_base
+from sst_merge.weights import applied
 from tiny import FAMILIES, tiny_base
 from tiny_run import ARMS, run_tiny, write_inputs
 
@@ -121,6 +128,33 @@ def test_bfloat16_is_written_and_its_error_is_reported(inputs: Path, base: Base,
 def test_an_exact_float32_adapter_loses_nothing(finished: Path) -> None:
     diagnostics = json.loads((finished / "diagnostics.json").read_text(encoding="utf-8"))
     assert diagnostics["written_relative_error"] < 1e-7
+
+
+def test_models_that_keep_weights_transposed_are_merged_as_peft_merges_them(inputs: Path, tmp_path: Path) -> None:
+    """GPT-2's ``Conv1D``: statistics, merge, evaluation and what plain PEFT makes of the written adapter."""
+    own = tmp_path / "inputs"
+    base = write_other_inputs(own, "gpt2", inputs)
+    before = {name: module.weight.clone() for name, module in base.modules.items()}
+    assert {type(module).__name__ for module in base.modules.values()} == {"Conv1D"}
+    comparisons = [{"name": name} for name in OTHERS] + [{"name": "sst", "fisher": "kfac", "label": "kfac"}]
+    results = run_tiny(own, tmp_path / "run", load_base(str(own / "base")), comparisons=comparisons)
+    assert len({arm["weights_sha256"] for arm in results["arms"]}) == 4 + len(comparisons)
+    written = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["fan_in_fan_out"] is True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT reads an attribute that transformers has deprecated
+        warnings.filterwarnings("error", message=".*fan_in_fan_out")  # PEFT warns when it has to correct the setting
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base.model), str(tmp_path / "run" / "adapter")).eval()
+    updates = read_adapter(tmp_path / "run" / "adapter").updates
+    with applied(base, updates, "merged"):
+        ours = {name: module.weight.clone() for name, module in base.modules.items()}
+        expected = next_token_log_probabilities(base, [encode(base, "bad 1")])
+    theirs = next_token_log_probabilities(replace(base, model=loaded), [encode(base, "bad 1")])
+    torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=0)
+    for name, module in linear_modules(loaded.merge_and_unload()).items():
+        torch.testing.assert_close(module.weight, ours[name], atol=2e-6, rtol=0)
+        assert float((ours[name] - before[name]).abs().max()) > 1e-3
+        assert torch.equal(base.modules[name].weight, before[name])  # as it was, to the last bit
 
 
 def test_the_report_opens_offline(finished: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from families import other_base
 from sst_merge.errors import ModelError
 from sst_merge.inference import Encoded, collate
-from sst_merge.models import Base
+from sst_merge.models import Base, module_shape
 from sst_merge.statistics import SampleGradients
 from sst_merge.statistics.sample_gradients import batch_gradients, chosen_draws, patch_bases
 from sst_merge.statistics.stored import PatchBasis
@@ -33,7 +33,7 @@ def gradients_one_by_one(
 
     def attach(name: str, basis: PatchBasis) -> Callable[..., Tensor]:
         q = basis.q.to(base.dtype)
-        d_out, d_in = base.modules[name].weight.shape
+        d_out, d_in = module_shape(base.modules[name])
         shape = (d_out, len(q)) if basis.side == "output" else (len(q), d_in)
         probes[name] = torch.zeros(shape, dtype=base.dtype, requires_grad=True)
 
@@ -91,7 +91,12 @@ def test_batched_gradients_equal_a_loop_with_a_lora_probe(family: Family) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "batch_size"),
-    [("ctrl", 3), ("opt", 1), ("qwen2_moe", 1)],  # CTRL scales its embeddings in place; the others list all tokens
+    [
+        ("ctrl", 3),
+        ("gpt2", 3),
+        ("opt", 1),
+        ("qwen2_moe", 1),
+    ],  # CTRL scales its embeddings in place; OPT lists all tokens
 )
 def test_gradients_of_other_models_equal_the_loop(kind: str, batch_size: int) -> None:
     base = other_base(kind)  # float32: transformers' experts know no other precision on a CPU than the usual ones

@@ -209,7 +209,7 @@ def test_a_folder_loads_to_the_same_weights_and_a_missing_one_is_named(tmp_path:
         load_base("pypi:unheard-of")
 
 
-FINE = ["llama", "falcon", "gptj", "opt", "mpt", "phi", "qwen3", "gemma2", "gemma3_text", "mixtral", "gpt_oss"]
+FINE = ["llama", "falcon", "gpt2", "gptj", "opt", "mpt", "phi", "qwen3", "gemma2", "gemma3_text", "mixtral", "gpt_oss"]
 FINE += ["mamba", "mamba2", "bamba", "lfm2"]  # a state that padding is kept out of
 
 

@@ -32,7 +32,7 @@ from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, loa
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode
-from sst_merge.models import Base, architecture, load_base, model_identity, weights_identity
+from sst_merge.models import Base, architecture, is_transposed, load_base, model_identity, weights_identity
 from sst_merge.progress import Reporter, TerminalReporter
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
@@ -421,6 +421,7 @@ def _trainer(
             lora_alpha=config.lora.alpha,  # pyright: ignore[reportArgumentType]
             target_modules=config.lora.target_modules,
             lora_dropout=config.lora.dropout,
+            fan_in_fan_out=any(is_transposed(module) for module in base.modules.values()),
             task_type="CAUSAL_LM",
         ),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience), steps],

@@ -23,7 +23,7 @@ def made(inputs: Path, **changes: Any) -> Any:
     return plan(run_config(inputs, Path("unused"), **changes), root=Path())
 
 
-@pytest.mark.parametrize("kind", ["falcon", "gptj", "opt", "mpt", "mamba2", "gemma3"])
+@pytest.mark.parametrize("kind", ["falcon", "gpt2", "gptj", "opt", "mpt", "mamba2", "gemma3"])
 def test_a_model_of_any_kind_is_planned_whatever_its_configuration_calls_its_sizes(
     sst: Callable[..., Any], inputs: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -33,16 +33,6 @@ def test_a_model_of_any_kind_is_planned_whatever_its_configuration_calls_its_siz
     assert ended.code == 0, ended.err
     modules = describe(made(tmp_path / "inputs"))["modules"]
     assert modules.keys() == {name for name in base.modules if not targets or name.endswith("in_proj")}
-
-
-def test_transposed_weights_of_gpt2_are_refused_by_name(sst: Callable[..., Any], inputs: Path, tmp_path: Path) -> None:
-    write_other_inputs(tmp_path / "inputs", "gpt2", inputs, target_modules=["c_attn"], fan_in_fan_out=True)
-    ended = sst("check", run_file(tmp_path / "run.yaml", tmp_path / "inputs", tmp_path / "run"))
-    assert ended.code == 1
-    assert (
-        "fan_in_fan_out = True is not supported: weights are stored transposed; models of Conv1D modules (GPT-2) cannot"
-        in ended.err
-    )
 
 
 def test_sizes_follow_from_the_headers(inputs: Path) -> None:
