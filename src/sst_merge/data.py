@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sst_merge.errors import DataError
-from sst_merge.row_shapes import ANSWER_COLUMNS, as_prompts
+from sst_merge.row_shapes import ANSWER_COLUMNS, Turn, Turns, as_prompts
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
@@ -51,6 +51,8 @@ class DataSource(Section):
     """Column of the answer; by default the first of answer, response, completion that exists."""
     answers: str | None = None
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
+    system: str | None = Field(default=None, min_length=1)
+    """A system turn before every conversation of these data that has none."""
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""
 
@@ -66,12 +68,14 @@ class Row:
     """One prompt, with its answer where the data has one."""
 
     id: str
-    """First 16 hexadecimal digits of the SHA-256 of the prompt, case and white space folded."""
+    """:func:`row_id`."""
     prompt: str
     answer: str | None = None
     cluster: str | None = None
     """Rows that share a source (template, paraphrase, topic) share this name; ``None`` where unknown."""
     weight: float = 1.0
+    before: Turns = ()
+    """What was said before the prompt."""
     answer_tokens: int | None = None
     """How many tokens of the answer count in calibration; ``None`` for all."""
     other_answers: int = 0
@@ -205,6 +209,15 @@ def content_id(prompt: str) -> str:
         True
     """
     return _digest(" ".join(prompt.split()).casefold())[:16]
+
+
+def row_id(prompt: str, before: Turns = ()) -> str:
+    """:func:`content_id` of everything that user and assistant say up to the prompt.
+
+    A system turn is not part of it: the same prompt under another system turn is the same prompt, and may not be
+    calibrated on and evaluated.
+    """
+    return content_id("\n".join([*(turn.content for turn in before if turn.role != "system"), prompt]))
 
 
 def check_disjoint(groups: dict[str, Iterable[str]], prompts: Mapping[str, str] | None = None) -> None:
@@ -361,7 +374,9 @@ def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
 def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, needs_answer: bool, key: str) -> list[Row]:
     """Map columns to rows; first occurrence of a prompt wins."""
     if source.prompt_column == "prompt":
-        table = as_prompts(table, f"{key}: {source.data}")
+        table, earlier = as_prompts(table, f"{key}: {source.data}")
+    else:
+        earlier = [()] * len(table)
     columns = sorted({column for row in table for column in row if column is not None})
     if source.prompt_column not in columns:
         raise DataError(
@@ -377,7 +392,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line."
         )
     rows: dict[str, Row] = {}
-    for number, entry in enumerate(table, start=1):
+    for number, (entry, before) in enumerate(zip(table, earlier, strict=True), start=1):
         found = entry.get(answer_column) if answer_column else None
         prompt, answer = _text(entry.get(source.prompt_column)), _text(_number_as_text(found))
         if prompt is None:
@@ -389,7 +404,9 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
-        row = Row(content_id(prompt), prompt, answer, cluster, source.weight)
+        is_led = bool(before) and before[0].role == "system"
+        turns = before if is_led or source.system is None else (Turn("system", source.system), *before)
+        row = Row(row_id(prompt, turns), prompt, answer, cluster, source.weight, turns)
         keep_first(rows, row)
     found = list(rows.values())
     return with_answers(found, _answers(root / source.answers, key)) if source.answers else found

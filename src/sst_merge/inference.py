@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from sst_merge.errors import DataError, ModelError
 from sst_merge.models import Base, Encoder, at_least_float32, left_padded
+from sst_merge.row_shapes import Turn, Turns
 
 MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
 
@@ -50,7 +52,7 @@ class Completion:
     """Whether generation stopped at the limit instead of the end token."""
 
 
-def encode(base: Base | Encoder, prompt: str, answer: str | None = None) -> Encoded:
+def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before: Turns = ()) -> Encoded:
     """Token ids of a conversation under the model's chat template.
 
     The prompt part is what generation starts from; the answer part is what the template adds for the answer, up to
@@ -58,17 +60,23 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None) -> Enco
     (:func:`sst_merge.chat_template.answer_opening`). The template writes all special tokens itself, so the tokenizer
     adds none.
 
+    Args:
+        base: Whose tokenizer and template.
+        prompt: The last user turn.
+        answer: What follows it, if anything.
+        before: Earlier turns.
+
     Raises:
-        DataError: If prompt and answer are longer than the model's context.
+        DataError: If the conversation is longer than the model's context, or the template refuses it.
         ModelError: If the template writes the prompt differently when an answer follows.
     """
-    user = [{"role": "user", "content": prompt}]
-    start = base.tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True) + base.opening
+    asked = messages((*before, Turn("user", prompt)))
+    start = _rendered(base, asked, add_generation_prompt=True) + base.opening
     start_ids = base.tokenizer(start, add_special_tokens=False)["input_ids"]
     if answer is None:
         check_length(base, prompt, len(start_ids), "tokens")
         return Encoded(tuple(start_ids), len(start_ids))
-    whole = base.tokenizer.apply_chat_template([*user, {"role": "assistant", "content": answer}], tokenize=False)
+    whole = _rendered(base, [*asked, {"role": "assistant", "content": answer}])
     if not whole.startswith(start):
         raise ModelError(
             f"the chat template of {base.reference} writes a prompt differently when an answer follows; "
@@ -85,6 +93,27 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None) -> Enco
     return Encoded(tuple(start_ids + answer_ids), len(start_ids))
 
 
+def messages(turns: Turns) -> list[dict[str, str]]:
+    """A conversation as chat templates read it."""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _rendered(base: Base | Encoder, conversation: list[dict[str, str]], **arguments: Any) -> str:
+    """A conversation as the chat template writes it.
+
+    Raises:
+        DataError: If the template refuses it; some know no system turn.
+    """
+    try:
+        return base.tokenizer.apply_chat_template(conversation, tokenize=False, **arguments)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in conversation)
+        raise DataError(
+            f"the chat template of {base.reference} refuses a conversation of {roles} ({error}), the prompt "
+            f"{shorten(conversation[-1]['content'], 60)!r}. Leave such rows out, or give them without a system turn."
+        ) from error
+
+
 def check_length(base: Base | Encoder, prompt: str, tokens: int, what: str) -> None:
     """Refuse what is longer than the model's context: its answers would say nothing of the model.
 
@@ -98,13 +127,13 @@ def check_length(base: Base | Encoder, prompt: str, tokens: int, what: str) -> N
         )
 
 
-def check_room(base: Base | Encoder, prompt: str, new_tokens: int) -> Encoded:
+def check_room(base: Base | Encoder, prompt: str, new_tokens: int, before: Turns = ()) -> Encoded:
     """A prompt as token ids, with room for an answer.
 
     Raises:
         DataError: If there is none in the model's context.
     """
-    encoded = encode(base, prompt)
+    encoded = encode(base, prompt, before=before)
     check_length(base, prompt, len(encoded.ids) + new_tokens, f"tokens with the {new_tokens} that its answer may have")
     return encoded
 

@@ -1,8 +1,8 @@
-"""Shapes in which data sets hold a prompt and its answer, each as one row of ``prompt`` and ``answer``."""
+"""Shapes in which data sets hold a conversation and its answer, each as one row of ``prompt`` and ``answer``."""
 
 import math
 import reprlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from sst_merge.errors import DataError
 
@@ -11,35 +11,66 @@ ANSWER_COLUMNS = ("answer", "response", "completion")
 """Columns that hold an answer by their name, the first that exists."""
 ROLES = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of who speaks."""
-UNREAD = {"system": "a system turn", "history": "earlier turns"}
-"""Columns beside a prompt that belong to it, and that are not put to a model."""
 
 
-def as_prompts(table: Table, where: str) -> Table:
+class Turn(NamedTuple):
+    """What somebody said in a conversation before the prompt."""
+
+    role: str
+    """``system``, ``user`` or ``assistant``."""
+    content: str
+
+
+Turns = tuple[Turn, ...]
+"""First an optional system turn, then user and assistant in turn."""
+
+
+def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
     """Rows of a known shape with a ``prompt``, and an ``answer`` where they have one; other columns stay.
 
     Known are the chat format (``messages`` of ``role`` and ``content``), ShareGPT (``conversations`` of ``from`` and
     ``value``), TRL's conversational ``prompt`` and ``completion``, and Alpaca (``instruction``, ``input``, ``output``;
-    a column named for answers goes before ``output``). A table of another shape is returned as it is.
+    a column named for answers goes before ``output``). The prompt is the last user turn, the answer what follows it.
+    A table of another shape is returned as it is.
 
     Args:
         table: All rows of one data set.
         where: Names it in messages.
 
+    Returns:
+        The rows, and of each the turns before its prompt: those of its conversation, or of the columns ``system``
+        (a text) and ``history`` (pairs of a prompt and an answer).
+
     Raises:
-        DataError: If a conversation is not one user turn and at most one assistant turn, or has what is not read.
+        DataError: If user and assistant do not take turns, or a turn has no text.
     """
     for is_so, read in ((_is_chat, _chat), (_is_share_gpt, _share_gpt), (_is_trl, _trl), (_is_alpaca, _alpaca)):
         if table and all(map(is_so, table)):
-            return [_checked(read, row, f"{where}: row {number}") for number, row in enumerate(table, start=1)]
-    return table
+            rows = [_with_system(read, row, f"{where}: row {number}") for number, row in enumerate(table, start=1)]
+            return [row for row, _ in rows], [before for _, before in rows]
+    return table, [()] * len(table)
 
 
-def _checked(read: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
-    for column, what in UNREAD.items():
-        if value := row.get(column):
-            raise DataError(f"{where} has {what} in column '{column}' ({reprlib.repr(value)}), which is not read.")
-    return read(row, where)
+def _with_system(read: Any, row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
+    """Read a row, and put what its column ``system`` holds before its conversation."""
+    row, before = read(row, where)
+    system = row.get("system")
+    if _is_blank(system):
+        return row, before
+    if before[:1] and before[0].role == "system":
+        raise DataError(f"{where} has two system turns, one of them in column 'system' ({reprlib.repr(system)}).")
+    return row, (_turn("system", system, "system", where), *before)
+
+
+def _is_blank(value: Any) -> bool:
+    """Nothing, white space, or NaN, which data frames write for what is missing."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value  # noqa: PLR0124
+
+
+def _turn(role: Any, content: Any, column: str, where: str) -> Turn:
+    if not isinstance(content, str) or not content.strip():
+        raise DataError(f"{where}: the {role} turn of {column} has no text as content ({content!r}).")
+    return Turn(role, content)
 
 
 def _is_chat(row: dict[str, Any]) -> bool:
@@ -58,25 +89,25 @@ def _is_alpaca(row: dict[str, Any]) -> bool:
     return {"instruction", "output"} <= row.keys() and "prompt" not in row
 
 
-def _chat(row: dict[str, Any], where: str) -> dict[str, Any]:
-    return _one_exchange(row, _turns(row["messages"], "messages", where), "messages", where)
+def _chat(row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
+    return _conversation(row, _turns(row["messages"], "messages", where), "messages", where)
 
 
-def _share_gpt(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _share_gpt(row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
     turns = _turns(row["conversations"], "conversations", where, ("from", "value"))
     said = [
         {"role": ROLES.get(str(turn.get("from")), turn.get("from")), "content": turn.get("value")} for turn in turns
     ]
-    return _one_exchange(row, said, "conversations", where)
+    return _conversation(row, said, "conversations", where)
 
 
-def _trl(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _trl(row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
     said = _turns(row.get("completion") or [], "completion", where)
     without = {column: value for column, value in row.items() if column != "completion"}
-    return _one_exchange(without, [*_turns(row["prompt"], "prompt", where), *said], "prompt", where)
+    return _conversation(without, [*_turns(row["prompt"], "prompt", where), *said], "prompt", where)
 
 
-def _alpaca(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _alpaca(row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
     given = row.get("input")
     if isinstance(given, int | float) and not isinstance(given, bool):
         given = str(given) if math.isfinite(given) else None  # data frames write NaN for what is missing
@@ -85,21 +116,39 @@ def _alpaca(row: dict[str, Any], where: str) -> dict[str, Any]:
     instruction = row["instruction"]
     prompt = f"{instruction}\n\n{given}" if isinstance(instruction, str) and given and given.strip() else instruction
     answer = {} if any(column in row for column in ANSWER_COLUMNS) else {"answer": row["output"]}
-    return {**row, "prompt": prompt, **answer}
+    return {**row, "prompt": prompt, **answer}, _history(row.get("history"), where)
 
 
-def _one_exchange(row: dict[str, Any], messages: list[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
-    """A conversation as one prompt and one answer."""
-    turns = [turn for turn in messages if turn.get("role") != "system"]
-    roles = [turn.get("role") for turn in turns]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise DataError(f"{where}: {column} must be one user turn and at most one assistant turn, got {roles}.")
-    if any(str(turn.get("content") or "").strip() for turn in messages if turn.get("role") == "system"):
-        raise DataError(f"{where}: {column} has a system turn, which this version cannot put to a model.")
-    prompt, *answer = (turn.get("content") for turn in turns)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(f"{where}: the user turn of {column} has no text as content ({prompt!r}).")
-    return {**row, "prompt": prompt, **({"answer": answer[0]} if answer else {})}
+def _history(pairs: Any, where: str) -> Turns:
+    """Earlier turns as LLaMA-Factory's Alpaca files have them."""
+    if pairs is None or pairs == []:
+        return ()
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError(
+            f"{where}: history must be a list of pairs of a prompt and an answer, got {reprlib.repr(pairs)}."
+        )
+    said = [zip(("user", "assistant"), pair, strict=True) for pair in pairs]
+    return tuple(_turn(role, content, "history", where) for pair in said for role, content in pair)
+
+
+def _conversation(
+    row: dict[str, Any], messages: list[dict[str, Any]], column: str, where: str
+) -> tuple[dict[str, Any], Turns]:
+    """A conversation as its last prompt, the answer to it if there is one, and the turns before."""
+    roles = [turn.get("role") for turn in messages]
+    is_led = roles[:1] == ["system"]
+    said = messages[is_led:]
+    if not said or roles[is_led:] != [("user", "assistant")[number % 2] for number in range(len(said))]:
+        raise DataError(
+            f"{where}: {column} must be user and assistant in turn, the user first or after a system turn, got {roles}."
+        )
+    if row.get("history"):
+        raise DataError(f"{where} has earlier turns in column 'history' beside those of {column}. Leave one out.")
+    answer = {"answer": said[-1].get("content")} if len(said) % 2 == 0 else {}
+    asked = [*messages[: len(messages) - len(answer)]]
+    turns = [turn for turn in asked if turn.get("role") != "system" or not _is_blank(turn.get("content"))]
+    *before, last = [_turn(turn["role"], turn.get("content"), column, where) for turn in turns]
+    return {**row, "prompt": last.content, **answer}, tuple(before)
 
 
 def _turns(messages: Any, column: str, where: str, keys: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:

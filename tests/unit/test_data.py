@@ -164,6 +164,7 @@ USER = {"role": "user", "content": "hi"}
 
 
 CHAT = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
+SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,49 @@ def test_common_shapes_of_rows_are_one_prompt_and_one_answer(tmp_path: Path, row
     reference = write(tmp_path, "a.jsonl", [{**row, "cluster": "c"}])
     (found,) = load(tmp_path, reference)
     assert (found.prompt, found.answer, found.cluster) == ("How?", "So.", "c")
+
+
+LONG = [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, *CHAT]
+SHARE_GPT = [{"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value": t["content"]} for t in LONG[1:]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": LONG},
+        {"messages": LONG[1:], "system": "Be brief."},
+        {"prompt": LONG[:4], "completion": LONG[4:]},
+        {"prompt": LONG[:4], "answer": "So."},
+        {"conversations": [{"from": "system", "value": "Be brief."}, *SHARE_GPT]},
+        {"conversations": SHARE_GPT, "system": "Be brief."},
+        {"instruction": "How?", "input": "", "output": "So.", "system": "Be brief.", "history": [["Hi", "Ho"]]},
+    ],
+    ids="+".join,
+)
+def test_the_last_answer_of_a_conversation_is_its_answer_and_what_is_before_stays_before_it(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    (found,) = load(tmp_path, write(tmp_path, "a.jsonl", [row]))
+    assert (found.prompt, found.answer) == ("How?", "So.")
+    assert found.before == (("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho"))
+    assert found.id == content_id("hi ho how?") != content_id("How?")
+
+
+def test_a_system_turn_for_all_rows_goes_before_those_that_have_none(tmp_path: Path) -> None:
+    blank = {"role": "system", "content": " "}
+    other = [{"role": "user", "content": "What?"}, *LONG[2:]]
+    reference = write(tmp_path, "a.jsonl", [{"messages": [blank, *other]}, {"messages": LONG}, {"messages": CHAT[:1]}])
+    found = load(tmp_path, reference, needs_answer=False, system="Be kind.")
+    assert {row.id: row.before[0] for row in found} == {
+        content_id("what? ho how?"): ("system", "Be kind."),
+        content_id("hi ho how?"): ("system", "Be brief."),
+        content_id("how?"): ("system", "Be kind."),
+    }
+    plain = write(tmp_path, "b.jsonl", [{"prompt": "How?", "answer": "So."}])
+    (row,) = load(tmp_path, plain, system="Be kind.")
+    (without,) = load(tmp_path, plain)
+    assert (row.before, without.before) == ((("system", "Be kind."),), ())
+    assert row.id == without.id  # the same prompt: not to be calibrated on with, and evaluated without
 
 
 def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path) -> None:
@@ -213,15 +257,26 @@ def test_columns_beside_a_known_shape_stay_and_an_answer_goes_before_an_output(t
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"conversations": [{"from": "gpt", "value": "x"}]}, "row 1: conversations must be one user turn and at most"),
+        (
+            {"conversations": [{"from": "gpt", "value": "x"}]},
+            "row 1: conversations must be user and assistant in turn",
+        ),
         ({"conversations": "x"}, "row 1: conversations must be a list of turns with from and value, got 'x'"),
-        ({"prompt": CHAT, "completion": CHAT}, "row 1: prompt must be one user turn and at most one assistant turn"),
+        ({"prompt": CHAT, "completion": CHAT[1:]}, "after a system turn, got ['user', 'assistant', 'assistant']."),
+        ({"prompt": [SYSTEM, SYSTEM, *CHAT]}, "after a system turn, got ['system', 'system', 'user', 'assistant']."),
+        ({"messages": [*CHAT, SYSTEM]}, "after a system turn, got ['user', 'assistant', 'system']."),
+        ({"messages": [SYSTEM]}, "row 1: messages must be user and assistant in turn, the user first or after"),
         ({"prompt": CHAT[:1], "completion": "x"}, "row 1: completion must be a list of turns with role and content"),
         ({"instruction": None, "output": "x"}, "row 1 has no text in column 'prompt' (None)"),
         ({"instruction": "x", "input": ["y"], "output": "z"}, "row 1 has no text in column 'input' (['y'])"),
-        ({"instruction": "x", "output": "z", "system": "Be brief."}, "row 1 has a system turn in column 'system'"),
-        ({"messages": CHAT, "system": "Be brief."}, "row 1 has a system turn in column 'system' ('Be brief.')"),
-        ({"instruction": "x", "output": "z", "history": [["a", "b"]]}, "row 1 has earlier turns in column 'history'"),
+        ({"messages": CHAT, "system": 3}, "row 1: the system turn of system has no text as content (3)."),
+        ({"messages": [SYSTEM, *CHAT], "system": "Hm."}, "row 1 has two system turns, one of them in column 'system'"),
+        ({"messages": CHAT, "history": [["a", "b"]]}, "row 1 has earlier turns in column 'history' beside those of me"),
+        ({"instruction": "x", "output": "z", "history": ["a"]}, "row 1: history must be a list of pairs of a prompt"),
+        (
+            {"instruction": "x", "output": "z", "history": [["a", 1]]},
+            "the assistant turn of history has no text",
+        ),
         (
             {"Prompt ": "x", "answer": "y"},
             "Set prompt_column to the one that holds the prompt (prompt_column: 'Prompt ')",
@@ -253,11 +308,17 @@ def test_the_ending_and_the_separator_that_were_meant_are_told(tmp_path: Path) -
         (USER, "must be a list of turns with role and content, got {'content': 'hi', 'role': 'user'}."),
         (5, "must be a list of turns with role and content, got 5."),
         (None, "must be a list of turns with role and content, got None."),
-        ([], "must be one user turn and at most one assistant turn, got []."),
-        ([{"from": "human", "value": "a"}], "must be one user turn and at most one assistant turn, got [None]."),
+        ([], "must be user and assistant in turn, the user first or after a system turn, got []."),
+        (
+            [{"from": "human", "value": "a"}],
+            "the user first or after a system turn, got [None].",
+        ),
         ([{"role": "user"}], "has no text as content (None)."),
         ([{"role": "user", "content": [{"type": "text"}]}], "has no text as content ([{'type': 'text'}])."),
-        ([{"role": "system", "content": [{"text": "x"}]}, USER], "has a system turn, which this version cannot put"),
+        (
+            [{"role": "system", "content": [{"text": "x"}]}, USER],
+            "the system turn of messages has no text as content (",
+        ),
         ([USER, {"role": "assistant"}], "has no text in column 'answer' (None)."),
     ],
 )

@@ -297,5 +297,5 @@ def distinct(
 
 def encode_rows(base: Base, rows: list[Row]) -> list[Encoded]:
     """Token ids of prompt and answer of each row; of the answer's first tokens, if the row says how many count."""
-    samples = [(encode(base, row.prompt, row.answer), row.answer_tokens) for row in rows]
+    samples = [(encode(base, row.prompt, row.answer, row.before), row.answer_tokens) for row in rows]
     return [sample if tokens is None else sample.shortened(tokens) for sample, tokens in samples]

@@ -29,6 +29,7 @@ from sst_merge.inference import (
     encode,
     generate,
     length_sorted,
+    messages,
     next_token_log_probabilities,
     prefix_log_likelihoods,
     read_prompts,
@@ -193,7 +194,7 @@ def _scorer(base: Base, task: AnswerTask | LmEval, config: TaskConfig, rows: lis
             return records
 
         return _Scorer(task.batches(rows, batch_size), score)
-    prompts = [check_room(base, row.prompt, config.max_new_tokens or task.max_new_tokens) for row in rows]
+    prompts = [check_room(base, row.prompt, config.max_new_tokens or task.max_new_tokens, row.before) for row in rows]
     return _Scorer(
         length_sorted([len(prompt.ids) for prompt in prompts], batch_size),
         lambda batch: _score_batch(
@@ -263,6 +264,7 @@ def _record(task: AnswerTask, row: Row, prompt: Encoded, completion: Completion,
     return {
         "id": row.id,
         "cluster": row.cluster,
+        **({"before": messages(row.before)} if row.before else {}),
         "prompt": row.prompt,
         "prompt_tokens_sha256": canonical_sha256(list(prompt.ids)),
         "answer": completion.text,
@@ -287,7 +289,7 @@ def refusal_log_odds(base: Base, read: ReadPrompts) -> list[float]:
 
 def answer_nll(base: Base, read: ReadPrompts, rows: Sequence[Row]) -> list[float]:
     """Negative log-likelihood of the reference answer per answer token, the end token included; nats/token."""
-    samples = [encode(base, row.prompt, row.answer) for row in rows]
+    samples = [encode(base, row.prompt, row.answer, row.before) for row in rows]
     values, _ = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
     return [-value / sample.answer_length for value, sample in zip(values.tolist(), samples, strict=True)]
 
@@ -321,7 +323,7 @@ def _probe(arm: str, base: Base, rows: dict[str, list[Row]], folder: RunFolder) 
     """
     ranks = zip_longest(*(rows[task] for task in sorted(rows)))  # all first rows, all second rows ...
     chosen = [row for rank in ranks for row in rank if row is not None][: max(PROBES, len(rows))]
-    prompts = [encode(base, row.prompt) for row in chosen]
+    prompts = [encode(base, row.prompt, before=row.before) for row in chosen]
     first = torch.cat([next_token_log_probabilities(base, prompts[i : i + 8]) for i in range(0, len(prompts), 8)])
     backwards = prompts[::-1]
     second = torch.cat([next_token_log_probabilities(base, backwards[i : i + 5]) for i in range(0, len(prompts), 5)])

@@ -1,5 +1,6 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.chat_template import template_notes
 from sst_merge.config import EvaluationConfig, RunConfig
-from sst_merge.data import Row, check_disjoint, content_id
+from sst_merge.data import Row, check_disjoint
 from sst_merge.errors import AdapterError, ConfigError, DataError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.inference import check_room, encode
@@ -120,7 +121,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     _check_store(config, root)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
-    _check_lengths(inputs, encoder, config.evaluation)
+    _check_conversations(inputs, encoder, config.evaluation)
     device, dtype = placement(config.device, config.dtype)
     identity = {
         "placement": {
@@ -261,32 +262,35 @@ def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
             )
 
 
-def _check_lengths(inputs: Inputs, encoder: Encoder, evaluation: EvaluationConfig | None) -> None:
-    """Every row must fit into the model's context; lm-eval's tasks see to theirs.
+def _check_conversations(inputs: Inputs, encoder: Encoder, evaluation: EvaluationConfig | None) -> None:
+    """Every row must be one the chat template takes and fit into the model's context; lm-eval's tasks see to theirs.
 
-    A text has no more tokens than bytes, so only long ones are encoded.
+    A text has no more tokens than bytes, so only long ones are encoded, and the first one of every order of turns.
 
     Raises:
         DataError: Naming the use and the prompt.
     """
-    if encoder.context is None:
-        return
     context, template = encoder.context, len(encode(encoder, "x").ids) + END_OF_ANSWER
+    orders: set[tuple[str, ...]] = {()}
 
-    def is_long(row: Row, new_tokens: int = 0) -> bool:
-        return len(f"{row.prompt}{row.answer or ''}".encode()) + template + new_tokens > context
+    def is_asked(row: Row, new_tokens: int = 0) -> bool:
+        if (order := tuple(turn.role for turn in row.before)) not in orders:
+            orders.add(order)
+            return True
+        said = "".join([*(turn.content for turn in row.before), row.prompt, row.answer or ""])
+        return len(said.encode()) + template * (1 + len(row.before)) + new_tokens > (context or math.inf)
 
     where = "calibration"
     try:
-        for row in filter(is_long, inputs.calibration_safety + inputs.calibration_utility):
-            encode(encoder, row.prompt, row.answer)
+        for row in filter(is_asked, inputs.calibration_safety + inputs.calibration_utility):
+            encode(encoder, row.prompt, row.answer, row.before)
         for number, one in enumerate(evaluation.tasks if evaluation else []):
             task = inputs.tasks[one.task]
             if not isinstance(task, LmEval):
                 where, new_tokens = f"evaluation.tasks.{number}", one.max_new_tokens or task.max_new_tokens
                 for row in inputs.evaluation[one.task]:
-                    if is_long(row, new_tokens):
-                        check_room(encoder, row.prompt, new_tokens)
+                    if is_asked(row, new_tokens):
+                        check_room(encoder, row.prompt, new_tokens, row.before)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 
@@ -482,14 +486,13 @@ def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> N
     evaluation = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     calibrated = inputs.calibration_safety + inputs.calibration_utility
     prompts = {row.id: row.prompt for rows in (calibrated, *inputs.evaluation.values()) for row in rows}
-    prompts |= {content_id(row.prompt): row.prompt for row in calibrated}
     asked = [row.id for row in inputs.calibration_utility if row.answer_tokens is None]
     harmless = [row.id for row in inputs.calibration_utility if row.answer_tokens is not None]
     for name, ids in (("utility", asked), ("harmless", harmless)):
         safety = (row.id for row in inputs.calibration_safety)
         check_disjoint({"calibration.safety": safety, f"calibration.{name}": ids, **evaluation}, prompts)
     used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
-    used["calibration"] = [content_id(row.prompt) for row in calibrated]
+    used["calibration"] = [row.id for row in calibrated]
     for label, _, folder in adapters:
         learnt = training_rows(folder)
         for use, ids in used.items():

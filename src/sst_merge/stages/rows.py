@@ -167,9 +167,13 @@ def _answers(rows: list[Row]) -> set[str]:
 
 
 def rows_sha256(rows: list[Row]) -> str:
-    """Hash of rows in their order, every field included; ``answer_tokens`` where it is set."""
-    every = ([row.id, row.prompt, row.answer, row.cluster, row.weight, row.answer_tokens] for row in rows)
-    return canonical_sha256([values if values[-1] is not None else values[:-1] for values in every])
+    """Hash of rows in their order, every field included; ``answer_tokens`` and earlier turns where there are any."""
+    every = []
+    for row in rows:
+        values = [row.id, row.prompt, row.answer, row.cluster, row.weight]
+        values += [row.answer_tokens] if row.answer_tokens is not None else []
+        every.append(values + ([row.before] if row.before else []))
+    return canonical_sha256(every)
 
 
 def row_notes(inputs: Inputs, config: RunConfig) -> list[str]:

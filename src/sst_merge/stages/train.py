@@ -31,9 +31,10 @@ from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_se
 from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
-from sst_merge.inference import encode
+from sst_merge.inference import encode, messages
 from sst_merge.models import Base, architecture, is_transposed, load_base, model_identity, weights_identity
 from sst_merge.progress import Reporter, TerminalReporter
+from sst_merge.row_shapes import Turn
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
 from sst_merge.stages.rows import load_evaluation_rows, load_tasks, rows_sha256
@@ -145,7 +146,7 @@ def _learn(
     reporter.say(f"Loading {config.base_model} ...")
     base = load_base(**model_settings(config))
     for row, place in (learn | validation).items():
-        length = len(encode(base, row.prompt, row.answer).ids)
+        length = len(encode(base, row.prompt, row.answer, row.before).ids)
         if length > config.max_length_tokens:
             raise DataError(
                 f"{place}: the row {shown(row.id, {row.id: row.prompt})} has {length} tokens, more than "
@@ -321,7 +322,7 @@ def _conversations(rows: Iterable[Row]) -> datasets.Dataset:
     return datasets.Dataset.from_list(
         [
             {
-                "prompt": [{"role": "user", "content": row.prompt}],
+                "prompt": messages((*row.before, Turn("user", row.prompt))),
                 "completion": [{"role": "assistant", "content": row.answer}],
             }
             for row in rows
