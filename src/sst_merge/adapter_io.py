@@ -207,8 +207,8 @@ def _base(config: dict[str, Any]) -> str:
 
 
 def plain_name(base_model: str) -> str:
-    """A base model's name, where it is a folder without what changes nothing: ``./base/`` is ``base``."""
-    return os.path.normpath(base_model)
+    """A base model's name; of a folder its whole path, or, where it is not here, the name without ``./`` and such."""
+    return os.path.realpath(base_model) if Path(base_model).is_dir() else os.path.normpath(base_model)
 
 
 def write_adapter(

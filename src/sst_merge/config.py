@@ -163,8 +163,9 @@ class WeightedAdapter(Section):
 
 
 def _as_adapters(value: Any) -> Any:
-    """In a list, a bare string is the folder of an adapter of weight 1."""
-    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+    """In a list, a bare path is an adapter of weight 1; ``path`` and ``weight`` by themselves are a list of one."""
+    value = [value] if isinstance(value, dict) else value
+    return [{"path": it} if isinstance(it, str | Path) else it for it in value] if isinstance(value, list) else value
 
 
 AdapterSum = Annotated[

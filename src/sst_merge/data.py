@@ -51,7 +51,7 @@ class DataSource(Section):
     """Column of the answer; by default the first of answer, response, completion that exists."""
     answers: str | None = None
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
-    system: str | None = Field(default=None, min_length=1)
+    system: str | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
     """A system turn before every conversation of these data that has none."""
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""

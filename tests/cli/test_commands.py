@@ -36,6 +36,20 @@ def copy_of(finished: Path, folder: Path, inputs: Path) -> Path:
     return run_file(folder / "run.yaml", inputs, folder / "run")
 
 
+def test_a_merge_without_data_reads_of_its_base_nothing_but_the_configuration(
+    sst: Callable[..., Any], inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_bytes((inputs / "base" / "config.json").read_bytes())
+    adapters = ("--utility", inputs / "utility", "--safety", inputs / "safety")
+    ended = sst("merge", "--base", tmp_path / "base", *adapters, "--method", "ties", "--output", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    whole = sst("merge", "--base", inputs / "base", *adapters, "--method", "ties", "--output", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("run", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_the_commands_are_the_ones_that_are_tested_here() -> None:
     assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == set(COMMANDS)
 

@@ -50,7 +50,7 @@ def as_text(base: Base, row: dict[str, Any]) -> str:
 
 
 def test_what_was_said_before_is_calibrated_on_and_evaluated(talks: Path, base: Base, tmp_path: Path) -> None:
-    run_tiny(talks, tmp_path / "run", base, comparisons=None)
+    results = run_tiny(talks, tmp_path / "run", base, comparisons=None)
     lines = (talks / "exact_match.jsonl").read_text(encoding="utf-8").splitlines()
     wanted = {
         canonical_sha256(base.tokenizer(as_text(base, json.loads(line)), add_special_tokens=False)["input_ids"])
@@ -61,6 +61,13 @@ def test_what_was_said_before_is_calibrated_on_and_evaluated(talks: Path, base: 
     assert {sample["prompt_tokens_sha256"] for sample in samples} == wanted
     assert {len(sample.get("before", [])) for sample in samples} == {0, 1, 2, 3}
     assert [s["before"] for s in samples if s["prompt"] == "task 1"] == [[{"role": "system", "content": "Be brief."}]]
+
+    asked = {e["prompt"] for e in results["examples"] if e["task"] == "exact_match"}
+    assert asked <= {"task 4", "task 2", "system: Be brief.\nuser: task 1", "system: Be brief.\nuser: task 5"} | {
+        "user: hello\nassistant: hi\nuser: task 0",
+        "system: Be brief.\nuser: hello\nassistant: hi\nuser: task 3",
+    }
+    assert any("\n" in prompt for prompt in asked)
 
     (index,) = (tmp_path / "run" / "statistics").rglob("index.json")
     name = "model.layers.1.self_attn.k_proj"

@@ -545,6 +545,18 @@ def test_one_folder_written_in_two_ways_is_one_base(folder: Path, other: Path) -
     assert "different base models" in pair_refusal(folder, other)
 
 
+def test_a_folder_that_is_there_is_one_base_by_a_relative_and_by_its_whole_path(
+    folder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    edit_config(folder, base_model_name_or_path="models/base")
+    edit_config(other, base_model_name_or_path=str(tmp_path / "models" / "base"))
+    assert check_pair(folder, other)
+    monkeypatch.chdir(tmp_path / "models")
+    assert "different base models" in pair_refusal(folder, other)
+
+
 def test_revisions_belong_to_the_base(folder: Path, other: Path) -> None:
     edit_config(folder, revision="main")
     assert check_pair(folder, other)

@@ -116,12 +116,15 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
             ranks[role][name] += header.rank
     modules = {name: AdapterHeader(shapes[name], rank) for name, rank in ranks["utility"].items()}
     _check_shapes(config, modules)
-    encoder = load_encoder(config.base_model, config.revision, config.chat_template)
-    check_weights(config.base_model, config.revision)
+    encoder = None
+    if config.requests() or config.evaluation is not None:  # else the base's config.json is all that is read of it
+        encoder = load_encoder(config.base_model, config.revision, config.chat_template)
+        check_weights(config.base_model, config.revision)
     _check_store(config, root)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
-    _check_conversations(inputs, encoder, config.evaluation)
+    if encoder is not None:
+        _check_conversations(inputs, encoder, config.evaluation)
     device, dtype = placement(config.device, config.dtype)
     identity = {
         "placement": {
@@ -147,7 +150,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     notes += (
         _module_notes(ranks)
         + _rank_notes(config, modules, ranks)
-        + template_notes(encoder.tokenizer)
+        + (template_notes(encoder.tokenizer) if encoder is not None else ())
         + _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
     )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)

@@ -493,5 +493,12 @@ def _examples(made: Plan, records: Records, tasks: Mapping[str, Task]) -> list[d
                     "score": sample[task.primary.name],
                     "reason": sample["reason"],
                 }
-            found.append({"task": name, "id": row.id, "prompt": row.prompt, "answers": answers})
+            found.append({"task": name, "id": row.id, "prompt": _said(row), "answers": answers})
     return found
+
+
+def _said(row: Row) -> str:
+    """A prompt, and what was said before it with who said it."""
+    if not row.before:
+        return row.prompt
+    return "\n".join(f"{role}: {content}" for role, content in (*row.before, ("user", row.prompt)))

@@ -86,7 +86,9 @@ def test_a_list_of_one_is_the_adapter_itself(inputs: Path, tmp_path: Path) -> No
     lists = {name: [{"path": str(inputs / name), "weight": 1}] for name in ("utility", "safety")}
     listed = made(inputs, tmp_path / "listed", method=method, adapters=lists)
     plain = made(inputs, tmp_path / "plain", method=method, adapters={n: str(inputs / n) for n in lists})
+    alone = made(inputs, tmp_path / "alone", method=method, adapters={n: one for n, (one,) in lists.items()})
     assert listed.identity["inputs"] == plain.identity["inputs"]
+    assert alone.identity == listed.identity
     assert plain.identity["config"]["adapters"]["utility"] == str(inputs / "utility")
     for planned in (listed, plain):
         merged(planned)
