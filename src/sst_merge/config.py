@@ -19,7 +19,7 @@ from sst_merge.adapter_config import is_regex
 from sst_merge.chat_template import CHAT_TEMPLATES
 from sst_merge.data import DataSource
 from sst_merge.methods import Method
-from sst_merge.section import Section
+from sst_merge.section import Label, Section
 from sst_merge.statistics import Request
 from sst_merge.tasks import TASKS, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX
@@ -93,8 +93,10 @@ class TaskConfig(Section):
     """A name that ``sst-merge tasks`` lists, or ``lm_eval:<task>`` for any task of lm-evaluation-harness."""
     data: AlikeSources | None = Field(default=None, validate_default=True)
     """Rows to evaluate on. lm-eval's tasks bring their own from the hub; for them this is a local copy."""
+    label: Label | None = Field(default=None, exclude_if=lambda label: label is None)
+    """Its name in files and results, for a task that stands twice; the task's name when left out."""
     title: str = ""
-    """How the report calls it; the task's own title when left out."""
+    """How the report calls it; the task's own title, with the label, when left out."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Limit of generated tokens; the task's own when left out. Not for lm-eval's tasks."""
     subtasks: list[str] | None = Field(default=None, min_length=1)
@@ -103,6 +105,11 @@ class TaskConfig(Section):
     """Questions of each lm-eval task, drawn by the seed; all when left out."""
     fewshot: int | None = Field(default=None, ge=0)
     """Examples before each question of an lm-eval task; the task's own number when left out."""
+
+    @property
+    def name(self) -> str:
+        """Of its rows, files and entries in the results."""
+        return self.label or self.task
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> "TaskConfig":
@@ -147,9 +154,9 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _unique_tasks(self) -> "EvaluationConfig":
-        names = [task.task for task in self.tasks]
+        names = [task.name for task in self.tasks]
         if len(names) != len(set(names)):
-            raise ValueError(f"each task can stand once in evaluation.tasks, got {names}")
+            raise ValueError(f"a task that stands twice in evaluation.tasks needs a label, got {names}")
         return self
 
 

@@ -1,8 +1,9 @@
 """What the sections of a run file have in common."""
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, field_validator
 
 
 def no_boolean(value: Any) -> Any:
@@ -31,3 +32,13 @@ class Section(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         kinds = {kind, *getattr(kind, "__args__", ())}
         return no_boolean(value) if kinds & {int, float} and bool not in kinds else value
+
+
+def _file_name(label: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,39}", label):
+        raise ValueError("a label names files: 1 to 40 of a-z, 0-9, '_', '.' and '-', the first a letter or a digit")
+    return label
+
+
+Label = Annotated[str, AfterValidator(_file_name)]
+"""What tells one of several alike from the others, in names of files and entries of results."""

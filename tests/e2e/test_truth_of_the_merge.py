@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import read_adapter
-from sst_merge.errors import AdapterError, RunFolderError
+from sst_merge.errors import AdapterError, ConfigError, RunFolderError
 from sst_merge.experiments.compare import compare
 from sst_merge.inference import Completion, ReadPrompts, encode, next_token_log_probabilities
 from sst_merge.methods.sst import Sst
@@ -22,7 +22,7 @@ from sst_merge.models import Base, linear_modules
 from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.weights import Applied
 from tiny import load_with_peft, write_peft_adapter
-from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_tiny, run_values
+from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_config, run_tiny, run_values, write_rows
 
 
 def verdict(output: Path) -> dict[str, Any]:
@@ -156,6 +156,29 @@ def test_settings_of_one_method_in_one_run_are_the_models_of_two_runs(inputs: Pa
     assert list(rows) == ["sst (merged)", "half (sst)", "sst"]
     (lone,) = compare([tmp_path / "other"])
     assert (rows["half (sst)"].gain, rows["half (sst)"].loss) == (lone.gain, lone.loss)
+
+
+def test_one_task_on_two_data_sets_has_two_results(inputs: Path, base: Base, tmp_path: Path) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    write_rows(own / "more.jsonl", "more good", 4)
+    evaluation = run_values(own, tmp_path)["evaluation"]
+    again = {"task": "over_refusal", "data": str(own / "more.jsonl"), "max_new_tokens": 3}
+    both = {**evaluation, "tasks": [*evaluation["tasks"], again | {"label": "more"}]}
+    results = run_tiny(own, tmp_path / "run", base, evaluation=both, comparisons=None)
+    told = {task["name"]: (task["title"], task["family"], task["n"], task.get("task")) for task in results["tasks"]}
+    assert told["over_refusal"] == ("Over-refusal of everyday prompts", "over_refusal", 5, None)
+    assert told["more"] == ("Over-refusal of everyday prompts (more)", "over_refusal", 4, "over_refusal")
+    lines = (tmp_path / "run" / "scores" / "merged" / "more.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["prompt"].split(" on")[0].strip() for line in lines} == {
+        f"more good {n}" for n in range(4)
+    }
+    assert {e["n"] for e in results["estimates"] if (e["task"], e["measure"]) == ("more", "refused")} == {4}
+    tax = results["safety_tax"]["merged"]
+    assert tax["over_refusal"]["n"] == 5  # the first task of each family decides
+    assert [(other["metric"], other["n"]) for other in tax["others"]] == [("more.refused", 4)]
+    unnamed = {**evaluation, "tasks": [*evaluation["tasks"], again]}
+    with pytest.raises(ConfigError, match=r"a task that stands twice in evaluation\.tasks needs a label, got \["):
+        run_config(own, tmp_path / "no", evaluation=unnamed)
 
 
 def test_every_arm_is_hashed_and_no_two_are_alike(finished: Path) -> None:

@@ -1,18 +1,17 @@
 """The contract of a merge method."""
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from sst_merge.adapter import Update
 from sst_merge.linalg import PatchForm, Span
-from sst_merge.section import Number
+from sst_merge.section import Label, Number
 from sst_merge.statistics import Gradients, KroneckerFactors, Request, Statistics
 
 
@@ -33,12 +32,6 @@ class ModuleResult:
 
     update: Update
     diagnostics: dict[str, Any] = field(default_factory=dict)
-
-
-def _file_name(label: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,39}", label):
-        raise ValueError("a label names files: 1 to 40 of a-z, 0-9, '_', '.' and '-', the first a letter or a digit")
-    return label
 
 
 class MergeMethod(BaseModel, ABC):
@@ -66,9 +59,7 @@ class MergeMethod(BaseModel, ABC):
     """Factor on the utility update, in [0, 2]; 1 leaves the utility adapter untouched."""
     strength: Number = Field(default=1.0, ge=0, le=4)
     """Factor on the safety update after the method has treated it, in [0, 4]."""
-    label: Annotated[str, AfterValidator(_file_name)] | None = Field(
-        default=None, exclude_if=lambda label: label is None
-    )
+    label: Label | None = Field(default=None, exclude_if=lambda label: label is None)
     """Name of its arm, for `comparisons` in which one method stands twice; the method's name when left out."""
 
     @property

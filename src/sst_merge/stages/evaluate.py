@@ -143,10 +143,10 @@ def evaluate_arm(
     """
     with applied(base, arm.updates, arm.name) as weights:
         for config in evaluation.tasks:
-            where = folder.scores_file(arm.name, config.task)
-            score = _scorer(base, tasks[config.task], config, rows[config.task], evaluation.batch_size)
-            with reporter.task(f"Evaluating {arm.name}: {config.task}", len(rows[config.task])) as advance:
-                _append_samples(score, rows[config.task], where, advance, f"arm '{arm.name}', task {config.task}")
+            where = folder.scores_file(arm.name, config.name)
+            score = _scorer(base, tasks[config.name], config, rows[config.name], evaluation.batch_size)
+            with reporter.task(f"Evaluating {arm.name}: {config.name}", len(rows[config.name])) as advance:
+                _append_samples(score, rows[config.name], where, advance, f"arm '{arm.name}', task {config.name}")
         probe = _probe(arm.name, base, rows, folder)
     summary = {
         "arm": arm.name,

@@ -288,10 +288,10 @@ def _check_conversations(inputs: Inputs, encoder: Encoder, evaluation: Evaluatio
         for row in filter(is_asked, inputs.calibration_safety + inputs.calibration_utility):
             encode(encoder, row.prompt, row.answer, row.before)
         for number, one in enumerate(evaluation.tasks if evaluation else []):
-            task = inputs.tasks[one.task]
+            task = inputs.tasks[one.name]
             if not isinstance(task, LmEval):
                 where, new_tokens = f"evaluation.tasks.{number}", one.max_new_tokens or task.max_new_tokens
-                for row in inputs.evaluation[one.task]:
+                for row in inputs.evaluation[one.name]:
                     if is_asked(row, new_tokens):
                         check_room(encoder, row.prompt, new_tokens, row.before)
     except DataError as error:

@@ -142,7 +142,7 @@ def assemble(made: Plan, records: Records) -> dict[str, Any]:
         "title": made.config.output.name,
         "run": _run(made, records, manifest),
         "arms": [_arm_entry(made, records, name) for name in arm_names(made)],
-        "tasks": [_task_entry(config, tasks[config.task], made) for config in _task_configs(made)],
+        "tasks": [_task_entry(config, tasks[config.name], made) for config in _task_configs(made)],
         "estimates": _without_invalid(_estimates(made, records, tasks), taxes),
         "differences": _without_invalid(_differences(made, records, tasks, treatments), taxes),
         "safety_tax": taxes,
@@ -250,11 +250,12 @@ def _arm_entry(made: Plan, records: Records, arm: str) -> dict[str, Any]:
 
 def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
     return {
-        "name": config.task,
+        "name": config.name,
+        **({"task": config.task} if config.label else {}),
         "family": task.family,
-        "title": config.title or task.title,
+        "title": config.title or task.title + (f" ({config.label})" if config.label else ""),
         "data": _named(config.data) or "from the hub",
-        "n": len(made.inputs.evaluation[config.task]),
+        "n": len(made.inputs.evaluation[config.name]),
         "judge": task.judge.name if task.judge else None,
         "judge_validated": task.judge.is_validated if task.judge else None,
         "measures": [

@@ -63,7 +63,7 @@ def load_tasks(evaluation: EvaluationConfig | None, root: Path) -> dict[str, Ans
     if evaluation is None:
         return {}
     return {
-        config.task: build_task(
+        config.name: build_task(
             config.task,
             subtasks=config.subtasks,
             fewshot=config.fewshot,
@@ -89,14 +89,14 @@ def load_evaluation_rows(
     """
     found = {}
     for number, config in enumerate(evaluation.tasks if evaluation else [], start=first):
-        task = tasks[config.task]
+        task = tasks[config.name]
         if isinstance(task, LmEval):
             rows = task.rows(seed=seed, samples=config.samples)
         else:
             key = f"evaluation.tasks.{number}"
             rows = load_sources(config.data or [], seed, root, key, needs_answer=task.needs_answer)
         rows.sort(key=lambda row: canonical_sha256([seed, row.id]))
-        found[config.task] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
+        found[config.name] = rows[: evaluation.limit] if evaluation and evaluation.limit else rows
     return found
 
 
