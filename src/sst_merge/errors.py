@@ -1,6 +1,6 @@
 """Every error that a user can cause, and one that a machine can.
 
-Library code raises these; only ``cli.py`` catches them and prints them without a traceback. Anything else that
+Library code raises these; only the command line catches them and prints them without a traceback. Anything else that
 is raised is a bug in SST-Merge and keeps its traceback.
 
 A message says what is wrong with which value, where, and what to do about it.

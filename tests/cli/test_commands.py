@@ -17,6 +17,7 @@ import yaml
 
 from sst_merge import __version__, cli
 from sst_merge.adapter_io import read_adapter
+from sst_merge.cli import listings, runs
 from sst_merge.errors import ConfigError
 from sst_merge.methods import METHODS
 from sst_merge.methods.sst import Sst
@@ -202,7 +203,7 @@ def test_a_reader_that_goes_away_is_no_wrong_input(sst: Command, monkeypatch: py
     def written(*_: Any, **__: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(cli, "_list", written)
+    monkeypatch.setattr(listings, "_list", written)
     assert (sst("tasks").code, sst("data").code) == (141, 141)
 
 
@@ -391,9 +392,9 @@ def test_merge_says_which_options_it_lacks_and_takes_no_mixture(sst: Command, in
     own = shutil.copytree(inputs / "utility", tmp_path / "revised")
     config = json.loads((own / "adapter_config.json").read_text(encoding="utf-8"))
     (own / "adapter_config.json").write_text(json.dumps({**config, "revision": "abc"}), encoding="utf-8")
-    values = cli._merge_values(None, [own], [own], "linear", {}, tmp_path / "out")
+    values = runs._merge_values(None, [own], [own], "linear", {}, tmp_path / "out")
     assert (values["base_model"], values["revision"]) == (str(inputs / "base"), "abc")
-    assert "revision" not in cli._merge_values("other", [own], [own], "linear", {}, tmp_path / "out")
+    assert "revision" not in runs._merge_values("other", [own], [own], "linear", {}, tmp_path / "out")
     ended = sst("merge", "--utility", inputs / "utility")  # which names the base
     assert "merge without a run file needs --safety, --output." in ended.err
     file = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run")
