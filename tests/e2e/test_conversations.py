@@ -68,6 +68,8 @@ def test_what_was_said_before_is_calibrated_on_and_evaluated(talks: Path, base: 
         "system: Be brief.\nuser: hello\nassistant: hi\nuser: task 3",
     }
     assert any("\n" in prompt for prompt in asked)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert '<p class="prompt">system: Be brief.\nuser: ' in page
 
     (index,) = (tmp_path / "run" / "statistics").rglob("index.json")
     name = "model.layers.1.self_attn.k_proj"
