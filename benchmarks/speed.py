@@ -9,6 +9,8 @@ a repeat, and the median and the range over the repeats are printed. Variants:
 - ``lora``: the same of a PEFT model with trainable LoRA weights and frozen others, as one would train;
 - ``sample_gradients``: what the ``exact`` and the ``diagonal`` Fisher need;
 - ``kronecker_factors``: what ``kfac`` needs;
+- ``activations``: the pass of ``sample_gradients`` with nothing read from it, gradients of activations alone: the least
+  that per-sample gradients of all layers can take;
 - ``loop``: ``lora`` with one sample a batch, the obvious way to per-sample gradients; those of one LoRA factor are
   written to disk, the smaller one, as many numbers as ``sample_gradients`` writes.
 
@@ -31,7 +33,7 @@ from peft import PeftModel
 from sst_merge.adapter_io import read_adapter
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.data import DataSource, load_rows
-from sst_merge.inference import Encoded, collate, encode, length_sorted
+from sst_merge.inference import Encoded, answer_log_likelihood, collate, encode, length_sorted
 from sst_merge.methods import METHODS
 from sst_merge.models import Base, load_base
 from sst_merge.progress import SilentReporter
@@ -76,6 +78,20 @@ def loss_backward(base: Base, model: torch.nn.Module, batch: list[Encoded]) -> N
     labels = ready.ids.clone()
     labels[~ready.answer_mask] = -100
     model(input_ids=ready.ids, attention_mask=ready.mask, position_ids=ready.positions, labels=labels).loss.backward()
+
+
+def activations_backward(base: Base, batches: list[list[Encoded]]) -> None:
+    """Gradients of the activations alone, from the answers' tokens to the embeddings, batch by batch."""
+
+    def start(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output.requires_grad_(True).clone()
+
+    handle = base.model.get_input_embeddings().register_forward_hook(start)
+    try:
+        for batch in batches:
+            answer_log_likelihood(base, collate(base, batch)).sum().backward()
+    finally:
+        handle.remove()
 
 
 def loop(base: Base, model: torch.nn.Module, chosen: list[Encoded], batch_size: int, folder: Path) -> None:
@@ -146,6 +162,7 @@ def speed(count: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
         ("lora", lambda: backward(base, lora, batches)),
         ("sample_gradients", calibration(SampleGradients)),
         ("kronecker_factors", calibration(KroneckerFactors)),
+        ("activations", lambda: activations_backward(base, batches)),
         ("loop", in_a_folder(lambda folder: loop(base, lora, chosen, batch_size, folder))),
     ]
     times: dict[str, list[float]] = {name: [] for name, _ in variants}
@@ -190,7 +207,7 @@ def main() -> None:
     keep_freed_memory()
     times = speed(options.samples, options.batch_size, options.repeats)
     pairs = [(name, other) for name in ("sample_gradients", "kronecker_factors") for other in ("plain", "lora")]
-    for name, other in (*pairs, ("loop", "sample_gradients")):
+    for name, other in (*pairs, ("sample_gradients", "activations"), ("loop", "sample_gradients")):
         ratios = [own / theirs for own, theirs in zip(times[name], times[other], strict=True)]
         print(f"{name} / {other}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
     merges = merge_seconds(options.merge_samples, options.batch_size) if options.merge_samples else {}

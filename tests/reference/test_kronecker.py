@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from sst_merge.errors import NumericalError
-from sst_merge.inference import Encoded
+from sst_merge.inference import Encoded, encode
 from sst_merge.kronecker import KroneckerFisher, kronecker_eigendirections, steer_kronecker_softly
 from sst_merge.methods.keep import Keep
+from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
-from sst_merge.statistics import KroneckerFactors, SampleGradients, kronecker_factors
+from sst_merge.progress import SilentReporter
+from sst_merge.stages.merge import merge_updates
+from sst_merge.statistics import KroneckerFactors, Request, SampleGradients, Statistics, kronecker_factors
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.statistics.stored import PatchBasis
 from sst_merge.weights import applied
@@ -284,3 +287,30 @@ def test_with_one_token_the_product_is_the_exact_fisher(llama64: Base, tmp_path:
         product, exact = torch.kron(fisher.left, fisher.right), torch.outer(row, row)
         # gradients are stored in float32
         torch.testing.assert_close(product, exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("keep", [Keep(directions=9), Keep(directions=40), Keep(energy=0.6)], ids=str)
+def test_a_hard_rule_does_not_choose_by_rounding_among_directions_without_data(tmp_path: Path, keep: Keep) -> None:
+    """Of the last output projection only tokens that predict an answer have a gradient: fewer than rows."""
+    base = tiny_base("llama")
+    name = "model.layers.1.mlp.down_proj"
+    utility, safety = ({name: random_adapter(base, rank=3, seed=seed)[name]} for seed in (1, 2))
+    samples = [encode(base, prompt, answer) for prompt, answer in (("Colour?", "Red"), ("2 + 2", "4"), ("Sum", "9"))]
+    merged = []
+    for batch_size in (1, 3):
+        with applied(base, utility, "utility"):
+            factors = KroneckerFactors.measure(
+                base,
+                patch_bases(safety),
+                samples,
+                tmp_path / str(batch_size),
+                safety_samples=1,
+                weights=[1.0] * 3,
+                batch_size=batch_size,
+            )
+        statistics = Statistics({Request("kronecker_factors"): factors})
+        found = merge_updates(
+            Sst(fisher="kfac", keep=keep), utility, safety, statistics, seed=0, reporter=SilentReporter()
+        )
+        merged.append(found.updates[name].dense() - utility[name].dense())
+    assert float((merged[0] - merged[1]).norm()) < 1e-5 * float(safety[name].dense().norm())

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sst_merge.section import Section
 
+TIE = 1e-9
+"""Values of lambda that differ by less than this fraction are one: they are computed in float64."""
 ENERGY_ROUNDING = 1e-12
 """Sums of shares of energy in float64 may miss the whole by this fraction; it must not ask for one more direction."""
 
@@ -49,9 +51,10 @@ class Keep(Section):
         energies: Float64[Tensor, " directions"],
         neutral_energy: float = 0.0,
     ) -> tuple[Float64[Tensor, " directions"], float]:
-        """0/1 weight of each direction, and of the untouched ones, which tie at ``neutral`` and go together.
+        """0/1 weight of each direction, and of the untouched ones, which tie at ``neutral``.
 
-        Directions whose lambda is ``neutral`` go with them: nothing says which of the tied ones would come first.
+        Tied directions are kept together or not at all: nothing but rounding says which of them would come first. So
+        ``directions`` keeps fewer than were asked for where a tie goes beyond them.
 
         Args:
             values: lambda of each direction, in any order.
@@ -63,20 +66,24 @@ class Keep(Section):
         """
         if self.threshold is not None:
             return (values >= self.threshold).double(), float(neutral >= self.threshold)
-        order = values.argsort(descending=True, stable=True)
-        above, tied = int((values > neutral).sum()), int((values == neutral).sum())
-        below = above + tied
+        every = torch.cat([values, values.new_tensor([neutral])])
+        order = every.argsort(descending=True, stable=True)
+        falling = every[order]
+        is_new = falling[:-1] - falling[1:] > TIE * falling[:-1].abs()
+        group = torch.cat([is_new.new_zeros(1, dtype=torch.int64), is_new.cumsum(dim=0)])  # of each, in falling order
+        counts = torch.cat([torch.ones_like(values), values.new_tensor([neutral_count])])
+        shares = torch.cat([energies, energies.new_tensor([neutral_energy])])
+
+        def up_to(parts: Float64[Tensor, " all"]) -> Float64[Tensor, " groups"]:
+            """Sums over the groups up to each."""
+            return parts.new_zeros(int(group[-1]) + 1).index_add_(0, group, parts[order]).cumsum(dim=0)
+
         if self.energy is not None:
-            block = neutral_energy + energies[order[above:below]].sum()
-            parts = torch.cat([energies[order[:above]], block[None], energies[order[below:]]])
-            wanted = self.energy * (1 - ENERGY_ROUNDING) * float(parts.sum())
-            count = int((parts.cumsum(dim=0) < wanted).sum()) + 1 if wanted > 0 else 0
-            with_neutral = count > above
-            chosen = order[: count - 1 + tied] if with_neutral else order[:count]
+            sums = up_to(shares)
+            wanted = self.energy * (1 - ENERGY_ROUNDING) * float(sums[-1])
+            kept = int((sums < wanted).sum()) + 1 if wanted > 0 else 0
         else:
-            wanted = self.directions or 0
-            with_neutral = wanted >= below + neutral_count
-            chosen = order[: wanted - neutral_count] if with_neutral else order[: min(wanted, above)]
-        weights = torch.zeros_like(values)
-        weights[chosen] = 1.0
-        return weights, float(with_neutral)
+            kept = int((up_to(counts) <= (self.directions or 0)).sum())
+        weights = torch.zeros_like(every)
+        weights[order] = (group < kept).double()
+        return weights[:-1], float(weights[-1]) if neutral >= 0 else 0.0

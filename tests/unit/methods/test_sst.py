@@ -390,6 +390,17 @@ def test_directions_that_tie_with_the_untouched_ones_go_with_them() -> None:
         assert (int(weights.sum()), rest) == (kept, neutral)
 
 
+def test_directions_that_tie_but_for_rounding_are_kept_together_or_not_at_all() -> None:
+    rounding = 1 + 1e-13 * torch.tensor([2.0, -3.0, 1.0], dtype=torch.float64)
+    values = torch.cat([torch.tensor([9.0], dtype=torch.float64), 2.0 * rounding, torch.tensor([1.0, 1.0 - 1e-6])])
+    for k, kept in ((0, 0), (1, 1), (2, 1), (3, 1), (4, 4), (5, 5), (6, 6), (99, 6)):
+        weights, rest = Keep(directions=k).hard_weights(values, -1.0, 0, energies=torch.ones_like(values))
+        assert (int(weights.sum()), rest) == (kept, 0)
+    for fraction, kept in ((1 / 6, 1), (0.2, 4), (0.5, 4), (0.7, 5), (1.0, 6)):
+        weights, _ = Keep(energy=fraction).hard_weights(values, -1.0, 0, energies=torch.ones_like(values))
+        assert int(weights.sum()) == kept
+
+
 def test_a_difference_of_two_equal_adapters_keeps_no_share_of_nothing() -> None:
     utility = random_update((24, 16), 4, seed=0)
     method = Sst(fisher="none", patch="interpolate", span="joint", keep=Keep(soft=5.0), utility_weight=0.5)
