@@ -12,7 +12,8 @@ from sst_merge.errors import ModelError
 CHAT_TEMPLATES: dict[str, str] = {
     "plain": (
         "{{ bos_token or '' }}{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}\n\n"
+        "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+        "{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}\n\n"
         "{% else %}User: {{ message['content'] }}\n\nAssistant:{% endif %}"
         "{% endfor %}"
     ),

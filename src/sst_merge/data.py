@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sst_merge.errors import DataError
-from sst_merge.row_shapes import ANSWER_COLUMNS, Turn, Turns, as_prompts
+from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_prompts, with_system
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
@@ -404,8 +404,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
-        is_led = bool(before) and before[0].role == "system"
-        turns = before if is_led or source.system is None else (Turn("system", source.system), *before)
+        turns = with_system(before, entry, source.system, f"{key}: {source.data}: row {number}")
         row = Row(row_id(prompt, turns), prompt, answer, cluster, source.weight, turns)
         keep_first(rows, row)
     found = list(rows.values())

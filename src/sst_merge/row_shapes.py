@@ -38,28 +38,32 @@ def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
         where: Names it in messages.
 
     Returns:
-        The rows, and of each the turns before its prompt: those of its conversation, or of the columns ``system``
-        (a text) and ``history`` (pairs of a prompt and an answer).
+        The rows, and of each the turns before its prompt: those of its conversation, or of Alpaca's column ``history``
+        (pairs of a prompt and an answer).
 
     Raises:
         DataError: If user and assistant do not take turns, or a turn has no text.
     """
     for is_so, read in ((_is_chat, _chat), (_is_share_gpt, _share_gpt), (_is_trl, _trl), (_is_alpaca, _alpaca)):
         if table and all(map(is_so, table)):
-            rows = [_with_system(read, row, f"{where}: row {number}") for number, row in enumerate(table, start=1)]
+            rows = [read(row, f"{where}: row {number}") for number, row in enumerate(table, start=1)]
             return [row for row, _ in rows], [before for _, before in rows]
     return table, [()] * len(table)
 
 
-def _with_system(read: Any, row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
-    """Read a row, and put what its column ``system`` holds before its conversation."""
-    row, before = read(row, where)
+def with_system(before: Turns, row: dict[str, Any], default: str | None, where: str) -> Turns:
+    """The turns before a prompt, a system turn first: the conversation's own, the column ``system``, or ``default``.
+
+    Raises:
+        DataError: If conversation and column both have one, or the column holds no text.
+    """
+    is_led = bool(before) and before[0].role == "system"
     system = row.get("system")
     if _is_blank(system):
-        return row, before
-    if before[:1] and before[0].role == "system":
+        return before if is_led or default is None else (Turn("system", default), *before)
+    if is_led:
         raise DataError(f"{where} has two system turns, one of them in column 'system' ({reprlib.repr(system)}).")
-    return row, (_turn("system", system, "system", where), *before)
+    return (_turn("system", system, "column 'system'", where), *before)
 
 
 def _is_blank(value: Any) -> bool:

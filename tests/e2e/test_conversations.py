@@ -51,6 +51,12 @@ def as_text(base: Base, row: dict[str, Any]) -> str:
 
 def test_what_was_said_before_is_calibrated_on_and_evaluated(talks: Path, base: Base, tmp_path: Path) -> None:
     results = run_tiny(talks, tmp_path / "run", base, comparisons=None)
+    notes = [note for note in results["run"]["notes"] if " after " in note]
+    assert notes == [
+        "calibration.safety: of 6 prompt(s) 3 after a system turn and 2 after earlier questions",
+        "calibration.utility: of 5 prompt(s) 2 after a system turn and 2 after earlier questions",
+        "evaluation.exact_match: of 6 prompt(s) 3 after a system turn and 2 after earlier questions",
+    ]
     lines = (talks / "exact_match.jsonl").read_text(encoding="utf-8").splitlines()
     wanted = {
         canonical_sha256(base.tokenizer(as_text(base, json.loads(line)), add_special_tokens=False)["input_ids"])

@@ -122,3 +122,13 @@ def test_lm_eval_asks_in_the_same_way() -> None:
     base = base_with("Today is {{ strftime_now('%Y') }}.\n" + THINKING)
     model: Any = HFLM(pretrained=base.model, tokenizer=base.tokenizer, backend="causal", batch_size=1)  # type: ignore[arg-type]
     assert model.apply_chat_template([{"role": "user", "content": "hi"}]) == text(base, encode(base, "hi").ids)
+
+
+def test_the_plain_template_writes_a_system_turn_before_the_conversation() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATES["plain"]
+    said = [("system", "Be brief."), ("user", "hi"), ("assistant", "ho"), ("user", "How?"), ("assistant", "So.")]
+    written = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in said], tokenize=False)
+    end = tokenizer.eos_token
+    talk = f"User: hi\n\nAssistant: ho{end}\n\nUser: How?\n\nAssistant: So.{end}\n\n"
+    assert written == f"{tokenizer.bos_token}Be brief.\n\n{talk}"

@@ -199,6 +199,7 @@ SHARE_GPT = [{"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value":
         {"conversations": [{"from": "system", "value": "Be brief."}, *SHARE_GPT]},
         {"conversations": SHARE_GPT, "system": "Be brief."},
         {"instruction": "How?", "input": "", "output": "So.", "system": "Be brief.", "history": [["Hi", "Ho"]]},
+        {"prompt": LONG[1:4], "answer": "So.", "system": "Be brief."},
     ],
     ids="+".join,
 )
@@ -225,6 +226,12 @@ def test_a_system_turn_for_all_rows_goes_before_those_that_have_none(tmp_path: P
     (row,) = load(tmp_path, plain, system="Be kind.")
     (without,) = load(tmp_path, plain)
     assert (row.before, without.before) == ((("system", "Be kind."),), ())
+    rows = [{"q": "How?", "answer": "So.", "system": "Be brief."}, {"q": "What?", "answer": "So.", "system": None}]
+    table = load(tmp_path, write(tmp_path, "c.jsonl", rows), prompt_column="q", system="Be kind.")
+    assert {row.prompt: row.before for row in table} == {
+        "How?": (("system", "Be brief."),),
+        "What?": (("system", "Be kind."),),
+    }
     assert row.id == without.id  # the same prompt: not to be calibrated on with, and evaluated without
 
 
@@ -269,7 +276,7 @@ def test_columns_beside_a_known_shape_stay_and_an_answer_goes_before_an_output(t
         ({"prompt": CHAT[:1], "completion": "x"}, "row 1: completion must be a list of turns with role and content"),
         ({"instruction": None, "output": "x"}, "row 1 has no text in column 'prompt' (None)"),
         ({"instruction": "x", "input": ["y"], "output": "z"}, "row 1 has no text in column 'input' (['y'])"),
-        ({"messages": CHAT, "system": 3}, "row 1: the system turn of system has no text as content (3)."),
+        ({"messages": CHAT, "system": 3}, "row 1: the system turn of column 'system' has no text as content (3)."),
         ({"messages": [SYSTEM, *CHAT], "system": "Hm."}, "row 1 has two system turns, one of them in column 'system'"),
         ({"messages": CHAT, "history": [["a", "b"]]}, "row 1 has earlier turns in column 'history' beside those of me"),
         ({"instruction": "x", "output": "z", "history": ["a"]}, "row 1: history must be a list of pairs of a prompt"),

@@ -179,9 +179,8 @@ def rows_sha256(rows: list[Row]) -> str:
 def row_notes(inputs: Inputs, config: RunConfig) -> list[str]:
     """What a user should hear of the rows before the run."""
     harmless = _harmless_notes(config.calibration, inputs) if config.calibration and config.requests() else []
-    return (
-        harmless + _few_notes(inputs, config) + _answer_notes(inputs) + _source_notes(inputs) + _cluster_notes(inputs)
-    )
+    answers, sources = _answer_notes(inputs), _source_notes(inputs)
+    return harmless + _few_notes(inputs, config) + answers + sources + _turn_notes(inputs) + _cluster_notes(inputs)
 
 
 def _few_notes(inputs: Inputs, config: RunConfig) -> list[str]:
@@ -208,17 +207,33 @@ def _answer_notes(inputs: Inputs) -> list[str]:
     ]
 
 
-def _source_notes(inputs: Inputs) -> list[str]:
-    """Prompts that several sources have, so that there are fewer rows than were asked for."""
+def _uses(inputs: Inputs) -> dict[str, list[Row]]:
+    """All rows by what they are for."""
     safety, utility = inputs.calibration_safety, inputs.calibration_utility
-    used = {
+    return {
         "calibration.safety": safety,
         "calibration.utility": [row for row in utility if row.answer_tokens is None],
         "calibration.harmless": [row for row in utility if row.answer_tokens is not None],
         **{f"evaluation.{name}": rows for name, rows in inputs.evaluation.items()},
     }
-    counts = {use: len({row.id for row in rows if row.other_sources}) for use, rows in used.items()}
+
+
+def _source_notes(inputs: Inputs) -> list[str]:
+    """Prompts that several sources have, so that there are fewer rows than were asked for."""
+    counts = {use: len({row.id for row in rows if row.other_sources}) for use, rows in _uses(inputs).items()}
     return [f"{use}: {n} prompt(s) stand in several of its sources; taken once" for use, n in counts.items() if n]
+
+
+def _turn_notes(inputs: Inputs) -> list[str]:
+    """Prompts that are not put to the model alone."""
+    notes = []
+    for use, rows in _uses(inputs).items():
+        roles = {row.id: {turn.role for turn in row.before} for row in rows}
+        led, talked = (sum(role in of for of in roles.values()) for role in ("system", "user"))
+        told = [f"{n} after {what}" for n, what in ((led, "a system turn"), (talked, "earlier questions")) if n]
+        if told:
+            notes.append(f"{use}: of {len(roles)} prompt(s) {' and '.join(told)}")
+    return notes
 
 
 def _cluster_notes(inputs: Inputs) -> list[str]:
