@@ -1,5 +1,6 @@
 """Chat templates: how a conversation becomes text, the same on every day and in every part of the program."""
 
+from collections.abc import Collection
 from datetime import datetime
 from functools import partial
 from itertools import takewhile
@@ -77,8 +78,8 @@ def answer_opening(tokenizer: Any) -> str:
     return opening if opening.strip() else ""
 
 
-def template_notes(tokenizer: Any) -> tuple[str, ...]:
-    """What a user should hear of how the chat template is used."""
+def template_notes(tokenizer: Any, end_tokens: Collection[int]) -> tuple[str, ...]:
+    """What a user should hear of how the chat template is used; ``end_tokens`` are those that end generation."""
     notes: list[str] = []
     user = [{"role": "user", "content": "x"}]
 
@@ -97,5 +98,12 @@ def template_notes(tokenizer: Any) -> tuple[str, ...]:
         notes.append(
             f"the chat template writes {opening!r} before every answer: prompts end with it, and answers are "
             "generated and measured after it (not in lm_eval tasks, which make their prompts themselves)"
+        )
+    whole = tokenizer.apply_chat_template([*user, {"role": "assistant", "content": "Yes"}], tokenize=False)
+    if not set(tokenizer(whole.rpartition("Yes")[2], add_special_tokens=False)["input_ids"]) & set(end_tokens):
+        notes.append(
+            "the chat template ends an answer without an end token "
+            f"({', '.join(tokenizer.convert_ids_to_tokens(sorted(end_tokens)))}): that an answer ends is neither "
+            "calibrated nor learnt nor scored"
         )
     return tuple(notes)

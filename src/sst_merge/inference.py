@@ -67,7 +67,8 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before:
         before: Earlier turns.
 
     Raises:
-        DataError: If the conversation is longer than the model's context, or the template refuses it.
+        DataError: If the conversation is longer than the model's context, the template refuses it, or the answer
+            contains an end token.
         ModelError: If the template writes the prompt differently when an answer follows.
     """
     asked = messages((*before, Turn("user", prompt)))
@@ -87,6 +88,12 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before:
         answer_ids = whole_ids[len(start_ids) :]
     else:  # a token across the border: generation never writes it, so the parts are read one by one
         answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
+    written = [token for token in base.tokenizer.convert_ids_to_tokens(sorted(base.end_tokens)) if token in answer]
+    if written and not base.end_tokens.isdisjoint(base.tokenizer(answer, add_special_tokens=False)["input_ids"]):
+        raise DataError(
+            f"the answer to {shorten(prompt, 60)!r} contains {written[0]!r}, where {base.reference} ends an answer: "
+            "what follows would be lost. Write it otherwise, or leave the row out."
+        )
     end = next((index for index, token in enumerate(answer_ids) if token in base.end_tokens), len(answer_ids))
     answer_ids = answer_ids[: end + 1]
     check_length(base, prompt, len(start_ids) + len(answer_ids), "tokens with its answer")
@@ -123,7 +130,8 @@ def check_length(base: Base | Encoder, prompt: str, tokens: int, what: str) -> N
     if base.context is not None and tokens > base.context:
         raise DataError(
             f"the prompt {shorten(prompt, 60)!r} takes {tokens} {what}; {base.reference} reads {base.context} "
-            "(max_position_embeddings). Leave the row out, or take a model of a longer context."
+            "(max_position_embeddings, with longrope original_max_position_embeddings). Leave the row out, or take a "
+            "model of a longer context."
         )
 
 

@@ -92,7 +92,7 @@ class Base:
 
     @property
     def context(self) -> int | None:
-        """Positions that the model was made for; ``None`` where its configuration names no limit."""
+        """Positions that a text may have; ``None`` where the model's configuration names no limit."""
         return _context(self.model.config)
 
     @property
@@ -123,8 +123,8 @@ def load_base(
 
     Raises:
         ModelError: If it cannot be loaded from safetensors without running foreign code, its tensors are not those of
-            its configuration, it has no chat template, does not fit, is quantised already and ``dtype`` does not
-            say so, or reads padding.
+            its configuration, an adapter comes with it, it has no chat template, does not fit, is quantised already and
+            ``dtype`` does not say so, or reads padding.
     """
     where, precision = placement(device, dtype)
     is_stored_quantised = getattr(_config(reference, revision), "quantization_config", None) is not None
@@ -146,6 +146,8 @@ def load_base(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
     model, found = loaded
+    if getattr(model, "peft_config", None):
+        raise ModelError(_with_adapter(reference))
     _check_complete(reference, found)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")
@@ -168,6 +170,13 @@ def load_base(
         )
     base.ignores_inner_padding = ignores_inner_padding(base)
     return base
+
+
+def _with_adapter(reference: str) -> str:
+    return (
+        f"base_model: {reference!r} holds an adapter, too (adapter_config.json), which transformers would put into the "
+        "model. Give the base by itself: move the adapter to a folder of its own."
+    )
 
 
 def left_padded(
@@ -308,19 +317,31 @@ def load_encoder(reference: str, revision: str | None = None, chat_template: str
     """A model's tokenizer with the length of its context; as :func:`load_tokenizer`."""
     tokenizer = load_tokenizer(reference, revision, chat_template)
     context = _context(_config(reference, revision))
-    return Encoder(reference, tokenizer, frozenset({tokenizer.eos_token_id}), context, answer_opening(tokenizer))
+    try:
+        generation = GenerationConfig.from_pretrained(_location(reference), revision=revision or "main")
+    except OSError:  # a model need not have one
+        generation = None
+    return Encoder(reference, tokenizer, _end_tokens(tokenizer, generation), context, answer_opening(tokenizer))
+
+
+def _end_tokens(tokenizer: Any, generation: Any) -> frozenset[int]:
+    """The tokenizer's end token and those of a generation configuration, if there is one."""
+    more = getattr(generation, "eos_token_id", None) or []
+    return frozenset([tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])])
 
 
 def check_weights(reference: str, revision: str | None = None) -> None:
     """Look whether a local folder holds whole files of weights, from their headers; the hub's are not fetched for it.
 
     Raises:
-        ModelError: If the folder is no model's, or a file is missing or damaged.
+        ModelError: If the folder is no model's, holds an adapter as well, or a file is missing or damaged.
     """
     folder = Path(reference)
     if not folder.is_dir():
         return
     _config(reference, revision)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(_with_adapter(reference))
     files, index = [folder / SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
     if not files[0].is_file() and index.is_file():
         try:
@@ -346,8 +367,7 @@ def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: s
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    more = getattr(model.generation_config, "eos_token_id", None) or []
-    end_tokens = frozenset([tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])])
+    end_tokens = _end_tokens(tokenizer, model.generation_config)
     # Nothing else of the model's own configuration may steer greedy decoding (some carry a repetition penalty).
     model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_tokens))
     return Base(reference, model, tokenizer, linear_modules(model), end_tokens, answer_opening(tokenizer))
@@ -528,7 +548,16 @@ def hub_answers() -> bool:
 
 
 def _context(config: Any) -> int | None:
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Positions that a model reads; with longrope those of its short factors.
+
+    For a longer text it would take its long factors, and for every other text of the same batch, too.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for all layers, or by their type
+    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    longest = getattr(text, "max_position_embeddings", None)
+    return min([*limits, *([longest] if longest else [])], default=None)
 
 
 def _config(reference: str, revision: str | None = None) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sst_merge.chat_template import CHAT_TEMPLATES, DATE, answer_opening, prepare_tokenizer, template_notes
-from sst_merge.errors import ModelError
+from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import encode
 from sst_merge.models import Base, prepare_base
 from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
@@ -86,7 +86,7 @@ def test_the_clock_that_stands_writes_what_strftime_does() -> None:
 def test_of_several_templates_the_default_one_is_taken() -> None:
     base = base_with({"default": DATED, "tool_use": "tools"})
     assert text(base, encode(base, "hi").ids).startswith("Today is 26 Jul 2024.")
-    assert len(template_notes(base.tokenizer)) == 1
+    assert len(told(base)) == 1
     with pytest.raises(ModelError, match="'tiny' has no chat template"):
         base_with({"tool_use": "tools"})
 
@@ -101,15 +101,31 @@ def test_preparing_a_tokenizer_again_changes_nothing_and_arguments_can_still_be_
     assert asked.endswith("assistant\n")
 
 
+NO_END = CHAT_TEMPLATE.replace("<|im_end|>\n", "{% if not loop.last %}<|im_end|>{% endif %}\n")
+
+
+def told(base: Base) -> tuple[str, ...]:
+    return template_notes(base.tokenizer, base.end_tokens)
+
+
+def test_a_template_without_an_end_is_noted_and_an_end_inside_an_answer_refused() -> None:
+    (note,) = told(base_with(NO_END))
+    assert note.startswith("the chat template ends an answer without an end token (<|im_end|>): that an answer ends")
+    base = base_with(CHAT_TEMPLATE)
+    with pytest.raises(DataError, match=r"the answer to 'hi' contains '<\|im_end\|>', where tiny ends an answer"):
+        encode(base, "hi", "no<|im_end|>yes")
+    assert text(base, encode(base, "hi", "no<|im_end>yes").ids).endswith("assistant\nno<|im_end>yes<|im_end|>")
+
+
 def test_the_plan_says_how_the_template_is_used() -> None:
-    assert template_notes(base_with(CHAT_TEMPLATE).tokenizer) == ()
-    assert template_notes(base_with(THINKING).tokenizer) == (
+    assert told(base_with(CHAT_TEMPLATE)) == ()
+    assert told(base_with(THINKING)) == (
         "the chat template can ask for thought before an answer; it is used with enable_thinking: false",
     )
-    assert template_notes(base_with(DATED).tokenizer) == (
+    assert told(base_with(DATED)) == (
         "the chat template writes the date; it is 26 July 2024 in every run, so that runs can be repeated",
     )
-    (note,) = template_notes(base_with(UNASKED).tokenizer)
+    (note,) = told(base_with(UNASKED))
     assert note.startswith(
         r"the chat template writes '<think>\n\n</think>\n\n' before every answer: prompts end with it"
     )

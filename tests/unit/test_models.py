@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from families import other_base, write_other
-from sst_merge import inference
+from sst_merge import inference, models
 from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import (
     Encoded,
@@ -37,6 +37,7 @@ from tiny import (
     tiny_model,
     tiny_tokenizer,
     write_base,
+    write_peft_adapter,
     zero_adapter,
 )
 
@@ -275,7 +276,7 @@ def test_the_identity_of_a_folder_depends_on_its_tokenizer(tmp_path: Path) -> No
 def test_what_is_longer_than_the_context_is_refused(llama: Base) -> None:
     assert llama.context == 512
     with pytest.raises(
-        DataError, match=r"the prompt 'on on .*' takes \d+ tokens; .* reads 512 \(max_position_embeddings\)"
+        DataError, match=r"the prompt 'on on .*' takes \d+ tokens; .* reads 512 \(max_position_embeddings, with"
     ):
         encode(llama, "on " * 600)
     with pytest.raises(DataError, match=r"takes \d+ tokens with its answer; .* reads 512"):
@@ -283,6 +284,39 @@ def test_what_is_longer_than_the_context_is_refused(llama: Base) -> None:
     with pytest.raises(DataError, match=r"takes \d+ tokens with the 510 that its answer may have; .* reads 512"):
         check_room(llama, "hi", 510)
     assert check_room(llama, "hi", 4) == encode(llama, "hi")
+
+
+def test_longrope_reads_no_text_that_would_change_the_factors_of_the_others() -> None:
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 5.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
+    base = tiny_base(rope_parameters=rope)
+    short, long = (encode(base, "hi " * count, "yes").ids for count in (4, 8))
+    with torch.no_grad():  # the short text is read otherwise beside one of more than 64 tokens
+        alone = base.model(input_ids=torch.tensor([short])).logits[0, -1]
+        beside = [[0] * (80 - len(short)) + list(short), [5] * 80]
+        mask = torch.tensor([[0] * (80 - len(short)) + [1] * len(short), [1] * 80])
+        found = base.model(
+            input_ids=torch.tensor(beside), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+        )
+    assert float((found.logits[0, -1] - alone).abs().max()) > 0.01
+    assert len(long) <= 64 == base.context
+    with pytest.raises(DataError, match=r"reads 64 \(max_position_embeddings, with longrope original_max_position_emb"):
+        encode(base, "hi " * 40, "yes")
+
+
+@pytest.mark.parametrize("stage", ["plan", "load"])
+def test_an_adapter_inside_the_base_folder_is_refused(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would put it into the model."""
+    folder = write_base(tmp_path / "base", "llama")
+    write_peft_adapter(tmp_path / "adapter", tiny_base("llama"), base_name=str(folder), target_modules=["q_proj"])
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "adapter" / name).replace(folder / name)
+    if stage == "load":  # as of a repository on the hub, whose files are not looked at before
+        monkeypatch.setattr(models, "check_weights", lambda *_: None)
+    with pytest.raises(ModelError, match=r"base_model: '.*base' holds an adapter, too \(adapter_config\.json\)"):
+        load_base(str(folder), device="cpu")
 
 
 def test_a_conversation_has_one_bos_and_ends_with_the_end_token(llama: Base) -> None:

@@ -150,7 +150,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     notes += (
         _module_notes(ranks)
         + _rank_notes(config, modules, ranks)
-        + (template_notes(encoder.tokenizer) if encoder is not None else ())
+        + (template_notes(encoder.tokenizer, encoder.end_tokens) if encoder is not None else ())
         + _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
     )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)

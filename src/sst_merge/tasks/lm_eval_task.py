@@ -150,6 +150,7 @@ class LmEval(Task):
 
         # The chat template writes all special tokens itself: without this, some tokenizers add a second BOS.
         settings: dict[str, Any] = {"backend": "causal", "batch_size": batch_size, "add_bos_token": False}
+        settings |= {"max_length": base.context} if base.context is not None else {}
         model: Any = HFLM
         return model(pretrained=base.model, tokenizer=base.tokenizer, **settings)
 
