@@ -244,7 +244,8 @@ class CalibrationConfig(Section):
 
     @model_validator(mode="after")
     def _has_harmless_prompts(self) -> "CalibrationConfig":
-        without = [name for name in ("first_tokens", "refusals_per_prompt") if name in self.model_fields_set]
+        fields = type(self).model_fields
+        without = [n for n in ("first_tokens", "refusals_per_prompt") if getattr(self, n) != fields[n].default]
         if without and self.harmless is None:
             raise ValueError(f"{without[0]} has no effect without harmless; give harmless, or leave it out")
         if unread := [source.data for source in self.harmless or [] if source.answer_column]:

@@ -254,6 +254,8 @@ class ReadPrompts:
     first_logits: Float[Tensor, "batch 1 vocabulary"]
     """For the answer's first token; float32 at least."""
     cache: Any
+    """``None`` where the model keeps more than keys and values, such as a state: answers are then read with their
+    prompts."""
 
     @property
     def length(self) -> int:
@@ -261,14 +263,33 @@ class ReadPrompts:
         return self.batch.ids.shape[1]
 
 
+def _keys_and_values(cache: Any) -> list[Any] | None:
+    """A cache's layers, if each keeps keys and values alone, of all columns or of a window's."""
+    layers = getattr(cache, "layers", [])
+    kinds = {type(layer).__name__ for layer in layers}
+    is_known = type(cache).__name__ == "DynamicCache" and kinds <= {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    return layers if layers and is_known else None
+
+
+def _window(config: Any) -> int | None:
+    """The shortest span of columns to which some layer's attention is confined, whatever the configuration calls it."""
+    spans = [
+        value
+        for key, value in config.to_dict().items()
+        if any(word in key for word in ("window", "chunk", "local_attention")) and "layers" not in key
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0
+    ]
+    return min(spans, default=None)
+
+
 def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
-    """Length of the common beginning, each prompt's last token left out; none where a sliding window could be felt.
+    """Length of the common beginning, each prompt's last token left out; none where a window could be felt.
 
     Padding stands behind the common beginning, and a window counts padding, too, as all of some models does.
     """
     if not base.ignores_inner_padding:
         return 0
-    window = getattr(base.model.config.get_text_config(), "sliding_window", None)
+    window = _window(base.model.config.get_text_config())
     if window is not None and max(map(len, prompts)) + MOST_NEW_TOKENS > window:
         return 0
     shared = 0
@@ -281,17 +302,16 @@ def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
 
 @torch.no_grad()
 def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
-    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once.
-
-    Raises:
-        ModelError: If the model keeps anything else than keys and values.
-    """
-    shared = _shared_tokens(base, [prompt.ids for prompt in prompts])
-    batch = collate(base, prompts, shared=shared)
-    cache = None
+    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once."""
+    shared, cache = _shared_tokens(base, [prompt.ids for prompt in prompts]), None
     if shared:
-        cache = base.model(input_ids=batch.ids[:1, :shared], logits_to_keep=1, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
+        ids = torch.tensor([prompts[0].ids[:shared]], device=base.device)
+        cache = base.model(input_ids=ids, logits_to_keep=1, use_cache=True).past_key_values
+        if _keys_and_values(cache) is None:
+            shared, cache = 0, None
+        else:
+            cache.batch_repeat_interleave(len(prompts))
+    batch = collate(base, prompts, shared=shared)
     read = base.model(
         input_ids=batch.ids[:, shared:],
         attention_mask=batch.mask,
@@ -301,26 +321,29 @@ def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
         use_cache=True,
     )
     cache = getattr(read, "past_key_values", None)
-    if not all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(cache, "layers", [None])):
-        raise ModelError(
-            f"base_model: {base.reference!r} carries a state from token to token besides keys and values, from which "
-            "answers cannot be read on. Leave evaluation out: such a model can be merged, not evaluated."
-        )
-    return ReadPrompts(batch, at_least_float32(read.logits), cache)
+    return ReadPrompts(batch, at_least_float32(read.logits), cache if _keys_and_values(cache) else None)
 
 
 @torch.no_grad()
 def generate(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Completion]:
-    """Greedy answers to one batch of prompts; the cache is left as it was."""
-    read.cache.crop(-1)  # the last column, which transformers reads again
+    """Greedy answers to one batch of prompts; the cache is left as it was.
+
+    Where it cannot be brought back to what it was, since a window has moved on or there is a state, the prompts are
+    read once more.
+    """
+    layers = _keys_and_values(read.cache) or []
+    longest = read.length + max_new_tokens
+    is_kept = bool(layers) and all(longest < getattr(layer, "sliding_window", longest + 1) for layer in layers)
+    if is_kept:
+        read.cache.crop(-1)  # the last column, which transformers reads again
     output = base.model.generate(
         input_ids=read.batch.ids,
         attention_mask=read.batch.mask,
-        past_key_values=read.cache,
+        past_key_values=read.cache if is_kept else None,
         max_new_tokens=max_new_tokens,
         do_sample=False,
     )[:, read.length :]
-    if written := read.cache.get_seq_length() - read.length:
+    if is_kept and (written := read.cache.get_seq_length() - read.length):
         read.cache.crop(-written)
     completions = []
     for row in output.tolist():
@@ -364,14 +387,23 @@ def continuation_log_likelihoods(
     is_greedy = first.argmax(dim=1) == padded[:, 0]
     if width == 1:
         return sums, is_greedy
-    if count > 1:
-        read.cache.batch_repeat_interleave(count)
     inputs, targets = padded[:, :-1], padded[:, 1:]  # what a last token predicts, nobody asks
     mask = torch.cat([read.batch.mask.repeat_interleave(count, dim=0), torch.ones_like(inputs)], dim=1)
     start = read.batch.mask.sum(dim=1).repeat_interleave(count)[:, None]
     places = torch.arange(width - 1, device=device)
+    positions = start + places
+    if read.cache is None:  # once more from the beginning
+        inputs = torch.cat([read.batch.ids.repeat_interleave(count, dim=0), inputs], dim=1)
+        positions = torch.cat([read.batch.positions.repeat_interleave(count, dim=0), positions], dim=1)
+    elif count > 1:
+        read.cache.batch_repeat_interleave(count)
     logits = base.model(
-        input_ids=inputs, attention_mask=mask, position_ids=start + places, past_key_values=read.cache
+        input_ids=inputs,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=read.cache,
+        logits_to_keep=width - 1,
+        use_cache=read.cache is not None,
     ).logits
     is_wanted = places + 1 < lengths[:, None]
     found = at_least_float32(logits).log_softmax(dim=2).gather(2, targets[..., None])[..., 0]

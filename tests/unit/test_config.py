@@ -1,5 +1,6 @@
 """Run files: every problem in one message, in the run file's own words; overrides; strict YAML."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -530,3 +531,10 @@ def test_values_from_elsewhere_are_validated_alike() -> None:
     with pytest.raises(ConfigError) as caught:
         validate(DataSource, {"data": "a", "sample": 1}, "--data")
     assert str(caught.value) == "--data: 1 problem(s)\n  sample: unknown key. Did you mean 'samples'?"
+
+
+def test_the_resolved_configuration_is_a_run_file() -> None:
+    values = yaml.safe_load(RUN)
+    for change in ({}, {"calibration": {"safety": "a", "utility": "b"}}):
+        config = RunConfig.model_validate(values | change)
+        assert RunConfig.model_validate(json.loads(config.model_dump_json())) == config

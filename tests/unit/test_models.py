@@ -238,14 +238,6 @@ def test_a_prompt_is_read_the_same_alone_and_beside_others_where_columns_are_cou
     torch.testing.assert_close(read_prompts(base, prompts).first_logits, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
-def test_a_model_with_a_state_besides_keys_and_values_is_not_evaluated(kind: str) -> None:
-    base = other_base(kind)
-    base.ignores_inner_padding = ignores_inner_padding(base)
-    with pytest.raises(ModelError, match=r"'tiny-.*' carries a state .* Leave evaluation out"):
-        read_prompts(base, [encode(base, prompt) for prompt, _ in CONVERSATIONS])
-
-
 def test_a_base_is_never_completed_by_random_numbers(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base", "llama", seed=3)
     file = folder / "model.safetensors"
