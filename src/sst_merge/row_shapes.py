@@ -66,6 +66,18 @@ def with_system(before: Turns, row: dict[str, Any], default: str | None, where: 
     return (_turn("system", system, "column 'system'", where), *before)
 
 
+def as_answer(value: Any) -> Any:
+    """An answer that stands as one assistant turn, as TRL's preference data have it (``chosen``), is its text."""
+    if (
+        isinstance(value, list)
+        and len(value) == 1
+        and isinstance(value[0], dict)
+        and value[0].get("role") == "assistant"
+    ):
+        return value[0].get("content")
+    return value
+
+
 def _is_blank(value: Any) -> bool:
     """Nothing, white space, or NaN, which data frames write for what is missing."""
     return value is None or (isinstance(value, str) and not value.strip()) or value != value  # noqa: PLR0124

@@ -257,6 +257,9 @@ def test_columns_beside_a_known_shape_stay_and_an_answer_goes_before_an_output(t
     reference = write(tmp_path, "b.jsonl", [asked])
     assert load(tmp_path, reference)[0].answer == "4"
     assert load(tmp_path, reference, answer_column="solution")[0].answer == "four"
+    preferred = {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "Not so."}]}
+    (row,) = load(tmp_path, write(tmp_path, "d.jsonl", [preferred]), answer_column="chosen")
+    assert (row.prompt, row.answer) == ("How?", "So.")
     (row,) = load(tmp_path, write(tmp_path, "c.jsonl", [{"messages": CHAT[:1], "label": 7}]), answer_column="label")
     assert (row.prompt, row.answer) == ("How?", "7")
 
