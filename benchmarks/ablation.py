@@ -85,6 +85,8 @@ SEED_STEP = 10
 BATCH = 64
 ANSWER_TOKENS = 12
 """Of generated answers; a refusal shows in its first words."""
+ROOM = 512
+"""Tokens that a reference answer may have at the most."""
 FORMAT = 5
 """Raised by hand when what is measured changes."""
 
@@ -415,7 +417,7 @@ def scored(base: Base, rows: dict[str, list[Row]], measures: set[str]) -> dict[s
         found["refusal_nll"] = [0.0] * len(rows["refusal"])
     prompts = [encode(base, rows[task][i].prompt) for task, i in asked]
     for batch in length_sorted([len(prompt.ids) for prompt in prompts], BATCH):
-        read = read_prompts(base, [prompts[number] for number in batch])
+        read = read_prompts(base, [prompts[number] for number in batch], room=ROOM)
         if "text" in measures:
             completions = generate(base, read, max_new_tokens=ANSWER_TOKENS)
             for number, completion in zip(batch, completions, strict=True):
@@ -433,7 +435,7 @@ def scored(base: Base, rows: dict[str, list[Row]], measures: set[str]) -> dict[s
         found |= {name: [0.0] * len(rows["utility"]) for name in ("utility", "utility_nll")}
         prompts = [encode(base, row.prompt) for row in rows["utility"]]
         for batch in length_sorted([len(prompt.ids) for prompt in prompts], BATCH):
-            read = read_prompts(base, [prompts[i] for i in batch])
+            read = read_prompts(base, [prompts[i] for i in batch], room=ROOM)
             nats, is_greedy = answer_nats(base, read, [rows["utility"][i] for i in batch])
             for i, value, right in zip(batch, nats, is_greedy, strict=True):
                 found["utility_nll"][i], found["utility"][i] = value, float(right)
@@ -455,7 +457,7 @@ def part_of(read: ReadPrompts, places: list[int]) -> ReadPrompts:
     read.cache.batch_select_indices(torch.tensor(places, device=read.first_logits.device))
     whole = read.batch
     parts = (tensor[places] for tensor in (whole.ids, whole.mask, whole.positions, whole.answer_mask))
-    return ReadPrompts(Batch(*parts), read.first_logits[places], read.cache)
+    return ReadPrompts(Batch(*parts), read.first_logits[places], read.cache, read.room)
 
 
 MEASURES = ("text", "likelihood")

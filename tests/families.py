@@ -78,6 +78,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48, "n_positions": 512, "initializer_range": 0.2},
     "falcon": {**_DEEP, "num_attention_heads": 4, "new_decoder_architecture": True, "num_kv_heads": 2},
     "gpt2": _GPT_LIKE,
+    "openai-gpt": _GPT_LIKE,
     "gptj": {**_GPT_LIKE, "rotary_dim": 4},
     "opt": {
         "hidden_size": 32,

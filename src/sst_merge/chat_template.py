@@ -8,8 +8,8 @@ from typing import Any
 
 from sst_merge.errors import ModelError
 
-# For base models without a chat template of their own. No special roles, one answer per prompt; the BOS is written
-# here because encode() lets the tokenizer add none.
+# For base models without a chat template of their own. The BOS is written here because encode() lets the tokenizer add
+# none; a system turn stands before the conversation as it is.
 CHAT_TEMPLATES: dict[str, str] = {
     "plain": (
         "{{ bos_token or '' }}{% for message in messages %}"
@@ -78,6 +78,11 @@ def answer_opening(tokenizer: Any) -> str:
     return opening if opening.strip() else ""
 
 
+def end_texts(tokenizer: Any, end_tokens: Collection[int]) -> list[str]:
+    """How end tokens are written, those left out that the tokenizer does not have."""
+    return [text for text in tokenizer.convert_ids_to_tokens(sorted(end_tokens)) if text is not None]
+
+
 def template_notes(tokenizer: Any, end_tokens: Collection[int]) -> tuple[str, ...]:
     """What a user should hear of how the chat template is used; ``end_tokens`` are those that end generation."""
     notes: list[str] = []
@@ -103,7 +108,7 @@ def template_notes(tokenizer: Any, end_tokens: Collection[int]) -> tuple[str, ..
     if not set(tokenizer(whole.rpartition("Yes")[2], add_special_tokens=False)["input_ids"]) & set(end_tokens):
         notes.append(
             "the chat template ends an answer without an end token "
-            f"({', '.join(tokenizer.convert_ids_to_tokens(sorted(end_tokens)))}): that an answer ends is neither "
+            f"({', '.join(end_texts(tokenizer, end_tokens))}): that an answer ends is neither "
             "calibrated nor learnt nor scored"
         )
     return tuple(notes)

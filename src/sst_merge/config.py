@@ -155,8 +155,8 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _unique_tasks(self) -> "EvaluationConfig":
         names = [task.name for task in self.tasks]
-        if len(names) != len(set(names)):
-            raise ValueError(f"a task that stands twice in evaluation.tasks needs a label, got {names}")
+        if len(names) != len({name.replace(":", "-") for name in names}):  # as their files are called
+            raise ValueError(f"a task that stands twice in evaluation.tasks needs a label of its own, got {names}")
         return self
 
 

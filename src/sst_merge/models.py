@@ -319,8 +319,8 @@ def load_encoder(reference: str, revision: str | None = None, chat_template: str
     context = _context(_config(reference, revision))
     try:
         generation = GenerationConfig.from_pretrained(_location(reference), revision=revision or "main")
-    except OSError:  # a model need not have one
-        generation = None
+    except OSError:  # as transformers has it when it loads the model
+        generation = GenerationConfig.from_model_config(_config(reference, revision))
     return Encoder(reference, tokenizer, _end_tokens(tokenizer, generation), context, answer_opening(tokenizer))
 
 
@@ -454,6 +454,11 @@ def model_identity(reference: str, revision: str | None = None) -> str:
         return f"folder sha256:{_files_sha256(Path(reference), IDENTITY_SUFFIXES)}"
     commit = getattr(_config(reference, revision), "_commit_hash", None)
     return f"{reference}@{commit}"
+
+
+def has_weights(reference: str) -> bool:
+    """Whether a local folder holds weights; a model that is no folder does."""
+    return not Path(reference).is_dir() or any(path.suffix == ".safetensors" for path in Path(reference).iterdir())
 
 
 def weights_identity(reference: str, revision: str | None = None) -> str:

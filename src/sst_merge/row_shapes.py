@@ -38,8 +38,7 @@ def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
         where: Names it in messages.
 
     Returns:
-        The rows, and of each the turns before its prompt: those of its conversation, or of Alpaca's column ``history``
-        (pairs of a prompt and an answer).
+        The rows, and of each the turns of its conversation before the prompt.
 
     Raises:
         DataError: If user and assistant do not take turns, or a turn has no text.
@@ -51,19 +50,29 @@ def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
     return table, [()] * len(table)
 
 
-def with_system(before: Turns, row: dict[str, Any], default: str | None, where: str) -> Turns:
-    """The turns before a prompt, a system turn first: the conversation's own, the column ``system``, or ``default``.
+def turns_before(said: Turns, row: dict[str, Any], system: str | None, where: str) -> Turns:
+    """All turns before a prompt.
+
+    Args:
+        said: Those of its conversation.
+        row: Whose columns ``system``, a text, and ``history``, pairs of a prompt and an answer, are read.
+        system: Content of a system turn where neither conversation nor column has one.
+        where: Names the row in messages.
 
     Raises:
-        DataError: If conversation and column both have one, or the column holds no text.
+        DataError: If conversation and columns both have such turns, or a column holds something else.
     """
-    is_led = bool(before) and before[0].role == "system"
-    system = row.get("system")
-    if _is_blank(system):
-        return before if is_led or default is None else (Turn("system", default), *before)
-    if is_led:
-        raise DataError(f"{where} has two system turns, one of them in column 'system' ({reprlib.repr(system)}).")
-    return (_turn("system", system, "column 'system'", where), *before)
+    own, given = said[:1] if said and said[0].role == "system" else (), row.get("system")
+    if own and not _is_blank(given):
+        raise DataError(f"{where} has two system turns, one of them in column 'system' ({reprlib.repr(given)}).")
+    if not _is_blank(given):
+        own = (_turn("system", given, "column 'system'", where),)
+    elif not own and system is not None:
+        own = (Turn("system", system),)
+    talk, earlier = tuple(turn for turn in said if turn.role != "system"), _history(row.get("history"), where)
+    if talk and earlier:
+        raise DataError(f"{where} has earlier turns in column 'history' beside those of its conversation.")
+    return (*own, *earlier, *talk)
 
 
 def as_answer(value: Any) -> Any:
@@ -83,8 +92,19 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value != value  # noqa: PLR0124
 
 
+def as_text(value: Any) -> str | None:
+    """The value where it is text that UTF-8 can hold (no half of a surrogate pair) and not blank."""
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return value
+
+
 def _turn(role: Any, content: Any, column: str, where: str) -> Turn:
-    if not isinstance(content, str) or not content.strip():
+    if as_text(content) is None:
         raise DataError(f"{where}: the {role} turn of {column} has no text as content ({content!r}).")
     return Turn(role, content)
 
@@ -132,19 +152,20 @@ def _alpaca(row: dict[str, Any], where: str) -> tuple[dict[str, Any], Turns]:
     instruction = row["instruction"]
     prompt = f"{instruction}\n\n{given}" if isinstance(instruction, str) and given and given.strip() else instruction
     answer = {} if any(column in row for column in ANSWER_COLUMNS) else {"answer": row["output"]}
-    return {**row, "prompt": prompt, **answer}, _history(row.get("history"), where)
+    return {**row, "prompt": prompt, **answer}, ()
 
 
 def _history(pairs: Any, where: str) -> Turns:
-    """Earlier turns as LLaMA-Factory's Alpaca files have them."""
-    if pairs is None or pairs == []:
+    """Earlier turns as LLaMA-Factory's files have them."""
+    if pairs == [] or _is_blank(pairs):
         return ()
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError(
-            f"{where}: history must be a list of pairs of a prompt and an answer, got {reprlib.repr(pairs)}."
+            f"{where}: column 'history' must be a list of pairs of a prompt and an answer, got {reprlib.repr(pairs)}. "
+            "Rename it if it is something else."
         )
     said = [zip(("user", "assistant"), pair, strict=True) for pair in pairs]
-    return tuple(_turn(role, content, "history", where) for pair in said for role, content in pair)
+    return tuple(_turn(role, content, "column 'history'", where) for pair in said for role, content in pair)
 
 
 def _conversation(
@@ -158,8 +179,6 @@ def _conversation(
         raise DataError(
             f"{where}: {column} must be user and assistant in turn, the user first or after a system turn, got {roles}."
         )
-    if row.get("history"):
-        raise DataError(f"{where} has earlier turns in column 'history' beside those of {column}. Leave one out.")
     answer = {"answer": said[-1].get("content")} if len(said) % 2 == 0 else {}
     asked = [*messages[: len(messages) - len(answer)]]
     turns = [turn for turn in asked if turn.get("role") != "system" or not _is_blank(turn.get("content"))]

@@ -103,7 +103,7 @@ def test_a_template_that_refuses_a_system_turn_is_told_before_the_run(
     assert ended.code == 1
     assert "calibration: the chat template of" in ended.err
     assert "refuses a conversation of system, user (System role not supported), the prompt 'harm " in ended.err
-    assert "Leave such rows out, or give them without a system turn." in ended.err
+    assert "Leave such rows out, or give them without the turns it refuses." in ended.err
     row = DataSource(data=str(talks / "refusal.jsonl"), system="Be kind.")
     (first, *_) = load_rows(row, seed=0, root=Path(), needs_answer=False, key="test")
     with pytest.raises(DataError, match="refuses a conversation of system, user"):

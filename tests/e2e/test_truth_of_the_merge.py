@@ -177,7 +177,9 @@ def test_one_task_on_two_data_sets_has_two_results(inputs: Path, base: Base, tmp
     assert tax["over_refusal"]["n"] == 5  # the first task of each family decides
     assert [(other["metric"], other["n"]) for other in tax["others"]] == [("more.refused", 4)]
     unnamed = {**evaluation, "tasks": [*evaluation["tasks"], again]}
-    with pytest.raises(ConfigError, match=r"a task that stands twice in evaluation\.tasks needs a label, got \["):
+    with pytest.raises(
+        ConfigError, match=r"a task that stands twice in evaluation\.tasks needs a label of its own, got \["
+    ):
         run_config(own, tmp_path / "no", evaluation=unnamed)
 
 

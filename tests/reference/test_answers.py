@@ -13,7 +13,8 @@ from tiny import tiny_base
 
 # Beside each other: far more than a window of 16 or 64 tokens, and far less.
 PROMPTS = ("Name a colour.", "Tell me about the river in one line, and " + "then go on to the next one, " * 7, "hi")
-ANSWERS = ("Red", "It runs on to the sea and does not come back.", "Hello there, how can I help? " * 3)
+ANSWERS = ("Red", "It runs on to the sea and does not come back.")
+ROOM = 64
 WINDOWED = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt_neo", "llama4_text", "cohere2"]
 STATEFUL = ["mamba", "mamba2", "bamba", "lfm2", "falcon_h1", "minimax"]
 
@@ -36,12 +37,12 @@ def greedy(base: Base, prompt: Encoded, count: int) -> list[int]:
     return written
 
 
-@pytest.mark.parametrize("kind", ["llama", *WINDOWED, *STATEFUL])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "openai-gpt", *WINDOWED, *STATEFUL])
 def test_batched_answers_are_those_of_one_text_at_a_time(kind: str) -> None:
     base = tiny_base() if kind == "llama" else model(kind)
     prompts = [encode(base, prompt) for prompt in PROMPTS]
     assert len(prompts[1].ids) > 150
-    read = read_prompts(base, prompts)
+    read = read_prompts(base, prompts, room=ROOM)
     for place, prompt in enumerate(prompts):
         torch.testing.assert_close(
             read.first_logits[place, 0].double(), logits(base, prompt.ids)[-1], rtol=0, atol=2e-3
@@ -52,7 +53,7 @@ def test_batched_answers_are_those_of_one_text_at_a_time(kind: str) -> None:
             assert completion.tokens == len(written)
             ended = [token for token in written if token not in base.end_tokens]
             assert completion.text == base.tokenizer.decode(ended, skip_special_tokens=True)
-    samples = [encode(base, prompt, answer) for prompt in PROMPTS for answer in ANSWERS[:2]]
+    samples = [encode(base, prompt, answer) for prompt in PROMPTS for answer in ANSWERS]
     found, _ = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
     for sample, value in zip(samples, found.tolist(), strict=True):
         whole = logits(base, sample.ids).log_softmax(dim=1)
@@ -60,5 +61,20 @@ def test_batched_answers_are_those_of_one_text_at_a_time(kind: str) -> None:
         assert value == pytest.approx(sum(float(whole[place - 1, sample.ids[place]]) for place in places), abs=2e-2)
 
 
+def test_an_answer_may_grow_beyond_a_window_that_its_prompt_does_not_reach() -> None:
+    base = tiny_base("mistral", sliding_window=120, max_position_embeddings=1024)
+    base.end_tokens = frozenset()
+    base.model.generation_config.eos_token_id = None
+    prompts = [encode(base, prompt) for prompt in ("Name a colour.", "hi", "Tell me about the river in one line.")]
+    together = generate(base, read_prompts(base, prompts, room=160), max_new_tokens=160)
+    for prompt, completion in zip(prompts, together, strict=True):
+        (alone,) = generate(base, read_prompts(base, [prompt], room=160), max_new_tokens=160)
+        assert completion == alone
+        assert completion.tokens == 160
+    read = read_prompts(base, prompts, room=8)
+    with pytest.raises(ValueError, match="prompts were read with room for 8 tokens, and 9 follow"):
+        generate(base, read, max_new_tokens=9)
+
+
 def test_every_kind_is_one_that_is_built_here() -> None:
-    assert {*WINDOWED, *STATEFUL} - {"mistral"} <= OTHERS.keys()
+    assert {"gpt2", "openai-gpt", *WINDOWED, *STATEFUL} - {"mistral"} <= OTHERS.keys()

@@ -211,7 +211,7 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
         ("rank: 0", "rank must be at least 1 or 'exact', got 0"),
         (
             "evaluation: {tasks: [{task: refusal, data: a}, {task: refusal, data: b}]}",
-            "evaluation: a task that stands twice in evaluation.tasks needs a label",
+            "evaluation: a task that stands twice in evaluation.tasks needs a label of its own",
         ),
         (
             "evaluation: {tasks: [{task: refusal, data: {data: a, weight: 2}}]}",

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from sst_merge import data
-from sst_merge.data import KNOWN, SPLITS, DataSource, Row, check_disjoint, content_id, load_rows
+from sst_merge.data import KNOWN, SPLITS, DataSource, Row, check_disjoint, content_id, left_out, load_rows
 from sst_merge.errors import DataError
 from sst_merge.wheels import WheelMember
 
@@ -174,7 +174,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         {"prompt": CHAT[:1], "completion": CHAT[1:]},
         {"conversations": [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "So."}]},
         {"instruction": "How?", "input": "", "output": "So.", "text": "Below is an instruction"},
-        {"instruction": "How?", "output": "So."},
+        {"instruction": "How?", "output": "So.", "history": "", "system": ""},
         {"prompt": "How?", "response": "So.", "instruction": "no", "output": "no"},
     ],
     ids="+".join,
@@ -199,7 +199,9 @@ SHARE_GPT = [{"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value":
         {"conversations": [{"from": "system", "value": "Be brief."}, *SHARE_GPT]},
         {"conversations": SHARE_GPT, "system": "Be brief."},
         {"instruction": "How?", "input": "", "output": "So.", "system": "Be brief.", "history": [["Hi", "Ho"]]},
-        {"prompt": LONG[1:4], "answer": "So.", "system": "Be brief."},
+        {"prompt": LONG[1:4], "answer": "So.", "system": "Be brief.", "history": float("nan")},
+        {"prompt": "How?", "response": "So.", "system": "Be brief.", "history": [["Hi", "Ho"]]},
+        {"instruction": "How?", "output": "So.", "system": "Be brief.", "history": [["Hi", "Ho"]], "input": None},
     ],
     ids="+".join,
 )
@@ -233,6 +235,19 @@ def test_a_system_turn_for_all_rows_goes_before_those_that_have_none(tmp_path: P
         "What?": (("system", "Be kind."),),
     }
     assert row.id == without.id  # the same prompt: not to be calibrated on with, and evaluated without
+
+
+def test_rows_that_differ_by_their_system_turn_only_are_taken_once_and_counted(tmp_path: Path) -> None:
+    led = [{"system": who, "prompt": "How?", "answer": "So."} for who in ("A", "B", "C")]
+    (row,) = load(tmp_path, write(tmp_path, "a.jsonl", [*led, {**led[0], "answer": "Or so."}]))
+    assert (row.before, row.answer, row.other_systems, row.other_answers) == ((("system", "A"),), "So.", 2, 1)
+    assert left_out([row], "x") == [
+        "x: 1 prompt(s) have several system turns; the first is used, 2 row(s) are left out",
+        "x: 1 prompt(s) have several answers; the first is used, 1 row(s) are left out",
+    ]
+    assert left_out([row], "x", reads_answers=False) == left_out([row], "x")[:1]
+    with pytest.raises(ValidationError, match="a system turn without text; leave system out"):
+        DataSource(data="a", system=" ")
 
 
 def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path) -> None:
@@ -280,12 +295,16 @@ def test_columns_beside_a_known_shape_stay_and_an_answer_goes_before_an_output(t
         ({"instruction": None, "output": "x"}, "row 1 has no text in column 'prompt' (None)"),
         ({"instruction": "x", "input": ["y"], "output": "z"}, "row 1 has no text in column 'input' (['y'])"),
         ({"messages": CHAT, "system": 3}, "row 1: the system turn of column 'system' has no text as content (3)."),
+        ({"messages": [{"role": "user", "content": "\ud800"}, *LONG[2:]]}, "the user turn of messages has no text"),
         ({"messages": [SYSTEM, *CHAT], "system": "Hm."}, "row 1 has two system turns, one of them in column 'system'"),
-        ({"messages": CHAT, "history": [["a", "b"]]}, "row 1 has earlier turns in column 'history' beside those of me"),
-        ({"instruction": "x", "output": "z", "history": ["a"]}, "row 1: history must be a list of pairs of a prompt"),
+        (
+            {"messages": CHAT, "history": [["a", "b"]]},
+            "row 1 has earlier turns in column 'history' beside those of its",
+        ),
+        ({"instruction": "x", "output": "z", "history": ["a"]}, "column 'history' must be a list of pairs of a prompt"),
         (
             {"instruction": "x", "output": "z", "history": [["a", 1]]},
-            "the assistant turn of history has no text",
+            "the assistant turn of column 'history' has no text",
         ),
         (
             {"Prompt ": "x", "answer": "y"},

@@ -1,5 +1,6 @@
 """The base model: weights that come back, prompts that are what the model reads, likelihoods against plain logits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sst_merge import inference, models
 from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import (
     Encoded,
+    ReadPrompts,
     answer_log_likelihood,
     check_room,
     collate,
@@ -210,6 +212,10 @@ def test_a_folder_loads_to_the_same_weights_and_a_missing_one_is_named(tmp_path:
         load_base("pypi:unheard-of")
 
 
+def asked(base: Base, prompts: Sequence[Encoded]) -> ReadPrompts:
+    return read_prompts(base, prompts, room=64)
+
+
 FINE = ["llama", "falcon", "gpt2", "gptj", "opt", "mpt", "phi", "qwen3", "gemma2", "gemma3_text", "mixtral", "gpt_oss"]
 FINE += ["mamba", "mamba2", "bamba", "lfm2"]  # a state that padding is kept out of
 
@@ -234,8 +240,8 @@ def test_a_prompt_is_read_the_same_alone_and_beside_others_where_columns_are_cou
     write_other(tmp_path, "mpt")
     base = load_base(str(tmp_path / "base"), device="cpu")
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
-    alone = torch.cat([read_prompts(base, [prompt]).first_logits for prompt in prompts])
-    torch.testing.assert_close(read_prompts(base, prompts).first_logits, alone, rtol=1e-4, atol=1e-4)
+    alone = torch.cat([asked(base, [prompt]).first_logits for prompt in prompts])
+    torch.testing.assert_close(asked(base, prompts).first_logits, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_base_is_never_completed_by_random_numbers(tmp_path: Path) -> None:
@@ -411,8 +417,8 @@ def test_a_prompt_without_answer_has_log_likelihood_zero_beside_others_and_alone
 def test_generation_is_the_same_alone_and_in_a_padded_batch(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
-    together = generate(base, read_prompts(base, prompts), max_new_tokens=12)
-    assert together == [generate(base, read_prompts(base, [prompt]), max_new_tokens=12)[0] for prompt in prompts]
+    together = generate(base, asked(base, prompts), max_new_tokens=12)
+    assert together == [generate(base, asked(base, [prompt]), max_new_tokens=12)[0] for prompt in prompts]
     assert len({completion.text for completion in together}) > 1
 
 
@@ -420,11 +426,11 @@ def test_generation_is_the_same_alone_and_in_a_padded_batch(family: Family) -> N
 def test_generation_leaves_the_cache_of_the_prompts_as_it_was(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
-    read = read_prompts(base, prompts)
+    read = asked(base, prompts)
     first = generate(base, read, max_new_tokens=5)
     assert generate(base, read, max_new_tokens=5) == first
     found = prefix_log_likelihoods(base, read, ["No, never", "Yes"])
-    torch.testing.assert_close(found, prefix_log_likelihoods(base, read_prompts(base, prompts), ["No, never", "Yes"]))
+    torch.testing.assert_close(found, prefix_log_likelihoods(base, asked(base, prompts), ["No, never", "Yes"]))
 
 
 @every_family
@@ -433,11 +439,11 @@ def test_what_every_prompt_begins_with_is_read_once_and_changes_nothing(
 ) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
-    read = read_prompts(base, prompts)
+    read = asked(base, prompts)
     assert bool((read.batch.mask[:, :6] == 1).all())  # the template's beginning stands before the padding
     together = generate(base, read, max_new_tokens=8)
     monkeypatch.setattr(inference, "_shared_tokens", lambda *_: 0)
-    apart = read_prompts(base, prompts)
+    apart = asked(base, prompts)
     assert not bool((apart.batch.mask[:, :6] == 1).all())
     torch.testing.assert_close(read.first_logits, apart.first_logits)
     assert together == generate(base, apart, max_new_tokens=8)
@@ -447,7 +453,7 @@ def test_what_every_prompt_begins_with_is_read_once_and_changes_nothing(
 def test_answers_read_on_from_the_cache_are_as_likely_as_in_one_pass(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     samples = [encode(base, prompt, answer) for prompt, answer in CONVERSATIONS]
-    read = read_prompts(base, [encode(base, prompt) for prompt, _ in CONVERSATIONS])
+    read = asked(base, [encode(base, prompt) for prompt, _ in CONVERSATIONS])
     found, _ = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
     torch.testing.assert_close(found, answer_log_likelihood(base, collate(base, samples)))
 
@@ -456,7 +462,7 @@ def test_answers_read_on_from_the_cache_are_as_likely_as_in_one_pass(family: Fam
 def test_what_greedy_decoding_writes_is_told_from_what_it_does_not_write(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
-    read = read_prompts(base, prompts)
+    read = asked(base, prompts)
     written = base.model.generate(
         input_ids=read.batch.ids, attention_mask=read.batch.mask, min_new_tokens=5, max_new_tokens=5, do_sample=False
     )[:, -5:].tolist()
@@ -471,7 +477,7 @@ def test_what_greedy_decoding_writes_is_told_from_what_it_does_not_write(family:
 def test_generation_takes_the_most_likely_token_at_every_step(family: Family) -> None:
     base = tiny_base(family, seed=5, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:3]]
-    for prompt, completion in zip(prompts, generate(base, read_prompts(base, prompts), max_new_tokens=6), strict=True):
+    for prompt, completion in zip(prompts, generate(base, asked(base, prompts), max_new_tokens=6), strict=True):
         ids = list(prompt.ids)
         while len(ids) < len(prompt.ids) + 6 and ids[-1] != base.tokenizer.eos_token_id:
             ids.append(int(log_probabilities(base, tuple(ids))[-1].argmax()))
@@ -486,12 +492,12 @@ def test_generation_stops_at_the_end_token_and_counts_it() -> None:
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS]
     with torch.no_grad():
         base.model.lm_head.weight.zero_()  # all logits 0 ...
-    lone = generate(base, read_prompts(base, prompts[:1]), max_new_tokens=3)[0]
+    lone = generate(base, asked(base, prompts[:1]), max_new_tokens=3)[0]
     assert lone.is_truncated
     assert lone.tokens == 3
     base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(0)  # ... so that argmax is token 0
     base = prepare_base(base.reference, base.model, base.tokenizer)
-    for completion in generate(base, read_prompts(base, prompts), max_new_tokens=3):
+    for completion in generate(base, asked(base, prompts), max_new_tokens=3):
         assert completion.text == ""
         assert completion.tokens == 1
         assert not completion.is_truncated
@@ -502,7 +508,7 @@ def test_prefix_log_likelihoods_equal_the_plain_computation_over_the_whole_seque
     base = tiny_base(family, dtype=torch.float64)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:4]]
     prefixes = ["I can", "No", "Sorry, I cannot help with that.", "S"]
-    found = prefix_log_likelihoods(base, read_prompts(base, prompts), prefixes)
+    found = prefix_log_likelihoods(base, asked(base, prompts), prefixes)
     assert found.shape == (4, 4)
     for row, prompt in enumerate(prompts):
         for column, prefix in enumerate(prefixes):
@@ -516,7 +522,7 @@ def test_prefix_log_likelihoods_equal_the_plain_computation_over_the_whole_seque
 def test_prefix_log_likelihoods_read_through_the_sliding_window_of_mistral() -> None:
     base = tiny_base("mistral", dtype=torch.float64, sliding_window=16)
     prompts = [encode(base, prompt) for prompt, _ in CONVERSATIONS[:3]]
-    found = prefix_log_likelihoods(base, read_prompts(base, prompts), ["No, never", "Yes"])
+    found = prefix_log_likelihoods(base, asked(base, prompts), ["No, never", "Yes"])
     for row, prompt in enumerate(prompts):
         answer = tuple(base.tokenizer("No, never", add_special_tokens=False)["input_ids"])
         table = log_probabilities(base, prompt.ids + answer)

@@ -40,6 +40,7 @@ from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
 from sst_merge.stages.merge import merge_updates
 from sst_merge.stages.plan import Plan, Role
+from sst_merge.stages.rows import answer_room
 from sst_merge.statistics import Statistics
 from sst_merge.statistics.stored import save_tensors
 from sst_merge.tasks import AnswerTask, LmEval
@@ -194,7 +195,8 @@ def _scorer(base: Base, task: AnswerTask | LmEval, config: TaskConfig, rows: lis
             return records
 
         return _Scorer(task.batches(rows, batch_size), score)
-    prompts = [check_room(base, row.prompt, config.max_new_tokens or task.max_new_tokens, row.before) for row in rows]
+    room = answer_room(base, task, config)
+    prompts = [check_room(base, row.prompt, room, row.before) for row in rows]
     return _Scorer(
         length_sorted([len(prompt.ids) for prompt in prompts], batch_size),
         lambda batch: _score_batch(
@@ -250,9 +252,11 @@ def _score_batch(
     base: Base, task: AnswerTask, config: TaskConfig, rows: Sequence[Row], prompts: Sequence[Encoded]
 ) -> list[dict[str, Any]]:
     """Generate, judge and measure one batch: one record a sample."""
-    read = read_prompts(base, prompts)
+    references = [encode(base, row.prompt, row.answer, row.before) for row in rows if task.continuous == "answer_nll"]
+    room = max([answer_room(base, task, config), *(reference.answer_length for reference in references)])
+    read = read_prompts(base, prompts, room=room)
     completions = generate(base, read, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
-    values = refusal_log_odds(base, read) if task.continuous == "refusal_log_odds" else answer_nll(base, read, rows)
+    values = answer_nll(base, read, references) if references else refusal_log_odds(base, read)
     return [
         _record(task, row, prompt, completion, value)
         for row, prompt, completion, value in zip(rows, prompts, completions, values, strict=True)
@@ -287,11 +291,11 @@ def refusal_log_odds(base: Base, read: ReadPrompts) -> list[float]:
     return (refusing.logsumexp(dim=1) - complying.logsumexp(dim=1)).tolist()
 
 
-def answer_nll(base: Base, read: ReadPrompts, rows: Sequence[Row]) -> list[float]:
-    """Negative log-likelihood of the reference answer per answer token, the end token included; nats/token."""
-    samples = [encode(base, row.prompt, row.answer, row.before) for row in rows]
-    values, _ = continuation_log_likelihoods(base, read, [sample.ids[sample.answer_start :] for sample in samples])
-    return [-value / sample.answer_length for value, sample in zip(values.tolist(), samples, strict=True)]
+def answer_nll(base: Base, read: ReadPrompts, references: Sequence[Encoded]) -> list[float]:
+    """Negative log-likelihood of reference answers per answer token, the end token included; nats/token."""
+    answers = [reference.ids[reference.answer_start :] for reference in references]
+    values, _ = continuation_log_likelihoods(base, read, answers)
+    return [-value / len(answer) for value, answer in zip(values.tolist(), answers, strict=True)]
 
 
 def _whole_batches(file: Path, batches: list[list[str]]) -> int:

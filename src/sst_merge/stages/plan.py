@@ -1,6 +1,5 @@
 """Plan: everything that can be known before a model is loaded; every mistake that can be made before it."""
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -25,15 +24,15 @@ from sst_merge.adapter_io import (
 )
 from sst_merge.chat_template import template_notes
 from sst_merge.config import EvaluationConfig, RunConfig
-from sst_merge.data import Row, check_disjoint
-from sst_merge.errors import AdapterError, ConfigError, DataError, ModelError, SSTMergeError
+from sst_merge.data import check_disjoint
+from sst_merge.errors import AdapterError, ConfigError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
-from sst_merge.inference import check_room, encode
 from sst_merge.models import (
     QUANTISED,
     Encoder,
     architecture,
     check_weights,
+    has_weights,
     load_encoder,
     model_identity,
     placement,
@@ -42,6 +41,8 @@ from sst_merge.models import (
 from sst_merge.run_folder import RunFolder, require_free_space
 from sst_merge.stages.rows import (
     Inputs,
+    answer_room,
+    check_texts,
     load_evaluation_rows,
     load_inputs,
     load_sources,
@@ -53,8 +54,6 @@ from sst_merge.statistics.kronecker_factors import stored_numbers
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import LmEval
 
-END_OF_ANSWER = 64
-"""Tokens that a chat template may write behind an answer, and more."""
 CHANGED = 0.1
 """Share of answers that change between two arms, for what a test will detect; of the order seen in merges."""
 
@@ -117,15 +116,16 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     modules = {name: AdapterHeader(shapes[name], rank) for name, rank in ranks["utility"].items()}
     _check_shapes(config, modules)
     encoder = None
-    if config.requests() or config.evaluation is not None:  # else the base's config.json is all that is read of it
+    if _reads_the_base(config):
         encoder = load_encoder(config.base_model, config.revision, config.chat_template)
         check_weights(config.base_model, config.revision)
     _check_store(config, root)
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
     if encoder is not None:
-        _check_conversations(inputs, encoder, config.evaluation)
+        _check_texts(inputs, encoder, config.evaluation)
     device, dtype = placement(config.device, config.dtype)
+    asked_by = {name: task.asked_by for name, task in inputs.tasks.items() if isinstance(task, LmEval)}
     identity = {
         "placement": {
             "device": device,
@@ -142,7 +142,7 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
                 "calibration.utility": rows_sha256(inputs.calibration_utility),
                 **{f"evaluation.{task}": rows_sha256(rows) for task, rows in inputs.evaluation.items()},
             },
-            **{name: task.asked_by for name, task in inputs.tasks.items() if isinstance(task, LmEval)},
+            **({"tasks": asked_by} if asked_by else {}),
         },
     }
     notes = _record_notes(config, adapters, identity["inputs"]["base_model"])
@@ -154,6 +154,11 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
         + _notes(config, inputs, adapters, same=identity["inputs"]["utility"] == identity["inputs"]["safety"])
     )
     return Plan(config, root, RunFolder(config.output), inputs, modules, ranks["safety"], identity, notes)
+
+
+def _reads_the_base(config: RunConfig) -> bool:
+    """Whether some stage puts texts to the base; else its config.json is all that is read of it."""
+    return bool(config.requests()) or config.evaluation is not None
 
 
 def _record_notes(config: RunConfig, adapters: list[tuple[str, Role, Path]], base: str) -> tuple[str, ...]:
@@ -173,7 +178,14 @@ def _record_notes(config: RunConfig, adapters: list[tuple[str, Role, Path]], bas
             f"adapter and the other as a {min(trained_for['safety'])} adapter."
         )
     notes, weights = [], ""
-    if any("base_weights" in record for *_, record in records) and not config.adapters.allow_different_base:
+    is_there = has_weights(config.base_model)
+    if not is_there and any({"base", "base_weights"} & record.keys() for *_, record in records):
+        notes.append(f"{config.base_model} holds no weights: whether the adapters were trained on them is unchecked")
+    if (
+        is_there
+        and any("base_weights" in record for *_, record in records)
+        and not config.adapters.allow_different_base
+    ):
         weights = weights_identity(config.base_model, config.revision)  # once: it reads all of a local base's weights
     for label, role, folder, record in records:
         if "role" in record and (record["role"] == "safety") != (role == "safety"):
@@ -184,7 +196,7 @@ def _record_notes(config: RunConfig, adapters: list[tuple[str, Role, Path]], bas
                 f"{config.base_model}:\n  then {record['base_weights']}   ({folder / RECORD_FILE})\n  now  {weights}\n"
                 "  Use the base that it was trained on, or set adapters.allow_different_base: true."
             )
-        if "base_weights" not in record and _differ(record.get("base"), base):
+        if is_there and "base_weights" not in record and _differ(record.get("base"), base):
             notes.append(f"the files of {config.base_model} are not those that the {label} adapter was trained on")
     return tuple(notes)
 
@@ -265,37 +277,23 @@ def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
             )
 
 
-def _check_conversations(inputs: Inputs, encoder: Encoder, evaluation: EvaluationConfig | None) -> None:
-    """Every row must be one the chat template takes and fit into the model's context; lm-eval's tasks see to theirs.
-
-    A text has no more tokens than bytes, so only long ones are encoded, and the first one of every order of turns.
+def _check_texts(inputs: Inputs, encoder: Encoder, evaluation: EvaluationConfig | None) -> None:
+    """Rows must be what the base reads; lm-eval's tasks see to theirs.
 
     Raises:
         DataError: Naming the use and the prompt.
     """
-    context, template = encoder.context, len(encode(encoder, "x").ids) + END_OF_ANSWER
-    orders: set[tuple[str, ...]] = {()}
-
-    def is_asked(row: Row, new_tokens: int = 0) -> bool:
-        if (order := tuple(turn.role for turn in row.before)) not in orders:
-            orders.add(order)
-            return True
-        said = "".join([*(turn.content for turn in row.before), row.prompt, row.answer or ""])
-        return len(said.encode()) + template * (1 + len(row.before)) + new_tokens > (context or math.inf)
-
-    where = "calibration"
-    try:
-        for row in filter(is_asked, inputs.calibration_safety + inputs.calibration_utility):
-            encode(encoder, row.prompt, row.answer, row.before)
-        for number, one in enumerate(evaluation.tasks if evaluation else []):
-            task = inputs.tasks[one.name]
-            if not isinstance(task, LmEval):
-                where, new_tokens = f"evaluation.tasks.{number}", one.max_new_tokens or task.max_new_tokens
-                for row in inputs.evaluation[one.name]:
-                    if is_asked(row, new_tokens):
-                        check_room(encoder, row.prompt, new_tokens, row.before)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+    check_texts(encoder, inputs.calibration_safety + inputs.calibration_utility, "calibration", reads_answers=True)
+    for number, one in enumerate(evaluation.tasks if evaluation else []):
+        task = inputs.tasks[one.name]
+        if not isinstance(task, LmEval):
+            check_texts(
+                encoder,
+                inputs.evaluation[one.name],
+                f"evaluation.tasks.{number}",
+                reads_answers=task.continuous == "answer_nll",
+                room=answer_room(encoder, task, one),
+            )
 
 
 def _check_store(config: RunConfig, root: Path) -> None:
@@ -317,8 +315,14 @@ def problems(config: RunConfig, first: SSTMergeError, *, root: Path) -> list[SST
         *(partial(read_adapter, folder) for _, _, folder in _labelled(config, root)),
         lambda: _record_notes(config, _labelled(config, root), model_identity(config.base_model, config.revision)),
         partial(architecture, config.base_model, config.revision),
-        partial(load_encoder, config.base_model, config.revision, config.chat_template),
-        partial(check_weights, config.base_model, config.revision),
+        *(
+            (
+                partial(load_encoder, config.base_model, config.revision, config.chat_template),
+                partial(check_weights, config.base_model, config.revision),
+            )
+            if _reads_the_base(config)
+            else ()
+        ),
         partial(placement, config.device, config.dtype),
         partial(_check_store, config, root),
         partial(RunFolder(config.output).refuse_foreign, {}),

@@ -1,14 +1,21 @@
 """The rows of a run: what it calibrates on, what it evaluates on, and what should be said of them."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig
+from sst_merge.chat_template import end_texts
+from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig, TaskConfig
 from sst_merge.data import Row, keep_first, left_out, load_rows, shown, with_answers
 from sst_merge.errors import DataError
+from sst_merge.inference import check_room, encode
+from sst_merge.models import Base, Encoder
 from sst_merge.run_folder import canonical_sha256
 from sst_merge.tasks import AnswerTask, LmEval, build_task
+from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 
+END_OF_ANSWER = 64
+"""Tokens that a chat template may write behind an answer, and more."""
 FEW = 16
 """Prompts of calibration data below which a note says so."""
 
@@ -134,6 +141,49 @@ def load_sources(
     return list(rows.values())
 
 
+def check_texts(encoder: Encoder, rows: list[Row], where: str, *, reads_answers: bool, room: int = 0) -> None:
+    """Rows must be what the chat template writes and the model's context holds, and their answers end where they end.
+
+    A text has no more tokens than bytes, so of many rows only some are encoded: long ones, the first one of every order
+    of turns, and those whose answer holds the text of an end token.
+
+    Args:
+        encoder: Tokenizer, template and context.
+        rows: Prompts.
+        where: What they are for, for messages.
+        reads_answers: Whether their answers are put to the model.
+        room: How many tokens may be generated after a prompt.
+
+    Raises:
+        DataError: Naming the use and the prompt.
+        ModelError: If the template writes a prompt differently when an answer follows.
+    """
+    longest, template = encoder.context or math.inf, len(encode(encoder, "x").ids) + END_OF_ANSWER
+    ends, orders = end_texts(encoder.tokenizer, encoder.end_tokens), set[tuple[str, ...]]()
+    for row in rows:
+        order, answer = tuple(turn.role for turn in row.before), (row.answer or "") if reads_answers else ""
+        said = "".join([*(turn.content for turn in row.before), row.prompt, answer])
+        tokens = len(said.encode()) + template * (1 + len(row.before)) + room
+        if order in orders and tokens <= longest and not any(end in answer for end in ends):
+            continue
+        orders.add(order)
+        try:
+            if reads_answers:
+                encode(encoder, row.prompt, row.answer, row.before)
+            check_room(encoder, row.prompt, room, row.before)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+
+
+def answer_room(encoder: Base | Encoder, task: AnswerTask, config: TaskConfig) -> int:
+    """The most tokens that are put after a prompt of a task: a generated answer, or an opening of refusals."""
+    generated = config.max_new_tokens or task.max_new_tokens
+    if task.continuous != "refusal_log_odds":
+        return generated
+    openings = (*REFUSAL_OPENINGS, *COMPLIANCE_OPENINGS)
+    return max(generated, *(len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in openings))
+
+
 def contrasted(
     safety: list[Row], utility: list[Row], refused: list[Row], *, first_tokens: int, per_prompt: int
 ) -> tuple[list[Row], list[Row]]:
@@ -179,8 +229,8 @@ def rows_sha256(rows: list[Row]) -> str:
 def row_notes(inputs: Inputs, config: RunConfig) -> list[str]:
     """What a user should hear of the rows before the run."""
     harmless = _harmless_notes(config.calibration, inputs) if config.calibration and config.requests() else []
-    answers, sources = _answer_notes(inputs), _source_notes(inputs)
-    return harmless + _few_notes(inputs, config) + answers + sources + _turn_notes(inputs) + _cluster_notes(inputs)
+    rows = _left_out_notes(inputs) + _source_notes(inputs) + _turn_notes(inputs) + _cluster_notes(inputs)
+    return harmless + _few_notes(inputs, config) + rows
 
 
 def _few_notes(inputs: Inputs, config: RunConfig) -> list[str]:
@@ -196,15 +246,17 @@ def _few_notes(inputs: Inputs, config: RunConfig) -> list[str]:
     ]
 
 
-def _answer_notes(inputs: Inputs) -> list[str]:
-    """Answers that are not used, since a prompt is taken once."""
-    used = {"calibration.safety": inputs.calibration_safety, "calibration.utility": inputs.calibration_utility}
-    for name, task in inputs.tasks.items():
-        if not isinstance(task, LmEval) and task.needs_answer:
-            used[f"evaluation.{name}"] = inputs.evaluation[name]
-    return [
-        note for use, rows in used.items() for note in left_out((row for row in rows if row.answer_tokens is None), use)
-    ]
+def _left_out_notes(inputs: Inputs) -> list[str]:
+    """Rows that are not used, since a prompt is taken once."""
+    notes = []
+    for use, rows in _uses(inputs).items():
+        task = inputs.tasks.get(use.removeprefix("evaluation."))
+        reads = use in {"calibration.safety", "calibration.utility"} or (
+            task is not None and not isinstance(task, LmEval) and task.needs_answer
+        )
+        once = rows if use == "calibration.harmless" else [row for row in rows if row.answer_tokens is None]
+        notes += left_out(once, use, reads_answers=reads)
+    return notes
 
 
 def _uses(inputs: Inputs) -> dict[str, list[Row]]:
