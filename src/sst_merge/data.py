@@ -229,7 +229,7 @@ def row_id(prompt: str, before: Turns = ()) -> str:
     return content_id("\n".join([*(turn.content for turn in before if turn.role != "system"), prompt]))
 
 
-def check_disjoint(groups: dict[str, Iterable[str]], prompts: Mapping[str, str] | None = None) -> None:
+def check_disjoint(groups: Mapping[str, Iterable[str]], prompts: Mapping[str, str] | None = None) -> None:
     """Refuse samples that are used twice.
 
     Args:

@@ -298,7 +298,7 @@ def test_columns_beside_a_known_shape_stay_and_an_answer_goes_before_an_output(t
         ({"messages": [{"role": "user", "content": "\ud800"}, *LONG[2:]]}, "the user turn of messages has no text"),
         ({"messages": [SYSTEM, *CHAT], "system": "Hm."}, "row 1 has two system turns, one of them in column 'system'"),
         (
-            {"messages": CHAT, "history": [["a", "b"]]},
+            {"messages": LONG, "history": [["a", "b"]]},
             "row 1 has earlier turns in column 'history' beside those of its",
         ),
         ({"instruction": "x", "output": "z", "history": ["a"]}, "column 'history' must be a list of pairs of a prompt"),

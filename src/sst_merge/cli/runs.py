@@ -48,12 +48,13 @@ def _check_training(file: Path, overrides: list[str] | None, output: Path | None
     from sst_merge.config import TrainConfig
     from sst_merge.run_file import load_config
     from sst_merge.stages.run import fetch_model
-    from sst_merge.stages.train import check_targets, prepare
+    from sst_merge.stages.train import check_base, prepare
 
     config = load_config(TrainConfig, file, changes(overrides, output))
     made = prepare(config, root=Path())
     fetch_model(config.base_model, reporter())
-    check_targets(config)
+    for note in check_base(config, made):
+        reporter().say(f"note: {note}")
     counts = f"{len(made.learn)} rows to learn, {len(made.validation)} that decide when to stop"
     held_out = "".join(f", {len(rows)} of {task}" for task, rows in made.held_out.items())
     typer.echo(f"{file}: no problems found. {counts}{held_out}.")

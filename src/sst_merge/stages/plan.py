@@ -29,7 +29,6 @@ from sst_merge.errors import AdapterError, ConfigError, ModelError, SSTMergeErro
 from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.models import (
     QUANTISED,
-    Encoder,
     architecture,
     check_weights,
     has_weights,
@@ -41,7 +40,7 @@ from sst_merge.models import (
 from sst_merge.run_folder import RunFolder, require_free_space
 from sst_merge.stages.rows import (
     Inputs,
-    answer_room,
+    check_evaluation_texts,
     check_texts,
     load_evaluation_rows,
     load_inputs,
@@ -123,7 +122,9 @@ def plan(config: RunConfig, *, root: Path) -> Plan:
     inputs = load_inputs(config, root)
     _check_overlaps(inputs, adapters)
     if encoder is not None:
-        _check_texts(inputs, encoder, config.evaluation)
+        calibrated = inputs.calibration_safety + inputs.calibration_utility
+        check_texts(encoder, calibrated, "calibration", reads_answers=True)
+        check_evaluation_texts(encoder, config.evaluation, inputs.tasks, inputs.evaluation)
     device, dtype = placement(config.device, config.dtype)
     asked_by = {name: task.asked_by for name, task in inputs.tasks.items() if isinstance(task, LmEval)}
     identity = {
@@ -274,25 +275,6 @@ def _check_shapes(config: RunConfig, modules: dict[str, AdapterHeader]) -> None:
             raise ModelError(
                 f"adapters: module '{name}' has an update of shape {header.shape}, but the weight in base_model "
                 f"{config.base_model} is {shapes[name]}: the adapters were trained on a model of another size."
-            )
-
-
-def _check_texts(inputs: Inputs, encoder: Encoder, evaluation: EvaluationConfig | None) -> None:
-    """Rows must be what the base reads; lm-eval's tasks see to theirs.
-
-    Raises:
-        DataError: Naming the use and the prompt.
-    """
-    check_texts(encoder, inputs.calibration_safety + inputs.calibration_utility, "calibration", reads_answers=True)
-    for number, one in enumerate(evaluation.tasks if evaluation else []):
-        task = inputs.tasks[one.name]
-        if not isinstance(task, LmEval):
-            check_texts(
-                encoder,
-                inputs.evaluation[one.name],
-                f"evaluation.tasks.{number}",
-                reads_answers=task.continuous == "answer_nll",
-                room=answer_room(encoder, task, one),
             )
 
 
@@ -490,15 +472,23 @@ def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> N
     Raises:
         DataError: Naming the uses that share prompts.
     """
-    evaluation = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
+    used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     calibrated = inputs.calibration_safety + inputs.calibration_utility
     prompts = {row.id: row.prompt for rows in (calibrated, *inputs.evaluation.values()) for row in rows}
     asked = [row.id for row in inputs.calibration_utility if row.answer_tokens is None]
     harmless = [row.id for row in inputs.calibration_utility if row.answer_tokens is not None]
     for name, ids in (("utility", asked), ("harmless", harmless)):
-        safety = (row.id for row in inputs.calibration_safety)
-        check_disjoint({"calibration.safety": safety, f"calibration.{name}": ids, **evaluation}, prompts)
-    used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
+        safety = [row.id for row in inputs.calibration_safety]
+        both = {"calibration.safety": safety, f"calibration.{name}": ids}
+        check_disjoint(both, prompts)
+        for use, evaluated in used.items():
+            check_disjoint(both | {use: evaluated}, prompts)
+    # Two tasks may put one prompt after different system turns.
+    apart = {
+        use: {f"{row.id} {[turn for turn in row.before if turn.role == 'system']}": row.prompt for row in rows}
+        for use, rows in zip(used, inputs.evaluation.values(), strict=True)
+    }
+    check_disjoint(dict(apart), {name: prompt for prompts in apart.values() for name, prompt in prompts.items()})
     used["calibration"] = [row.id for row in calibrated]
     for label, _, folder in adapters:
         learnt = training_rows(folder)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,8 @@ def _described(source: DataSource) -> str:
     told = [source.split]
     if source.answers is not None:
         told.append(f"answers {source.answers}")
+    if source.system is not None:
+        told.append(f"system turn {shorten(source.system, 60)!r}")
     if source.weight != 1:
         told.append(f"weight {source.weight:g}")
     return f"{source.data} ({', '.join(told)})"

@@ -1,12 +1,13 @@
 """The rows of a run: what it calibrates on, what it evaluates on, and what should be said of them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sst_merge.chat_template import end_texts
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig, TaskConfig
-from sst_merge.data import Row, keep_first, left_out, load_rows, shown, with_answers
+from sst_merge.data import Row, keep_first, left_out, load_rows, row_id, shown, with_answers
 from sst_merge.errors import DataError
 from sst_merge.inference import check_room, encode
 from sst_merge.models import Base, Encoder
@@ -175,6 +176,25 @@ def check_texts(encoder: Encoder, rows: list[Row], where: str, *, reads_answers:
             raise DataError(f"{where}: {error}") from None
 
 
+def check_evaluation_texts(
+    encoder: Encoder,
+    evaluation: EvaluationConfig | None,
+    tasks: Mapping[str, AnswerTask | LmEval],
+    rows: Mapping[str, list[Row]],
+) -> None:
+    """:func:`check_texts` of all tasks by name; lm-eval's see to theirs.
+
+    Raises:
+        DataError: See :func:`check_texts`.
+    """
+    for number, config in enumerate(evaluation.tasks if evaluation else []):
+        task = tasks[config.name]
+        if not isinstance(task, LmEval):
+            room, where = answer_room(encoder, task, config), f"evaluation.tasks.{number}"
+            reads_answers = task.continuous == "answer_nll"
+            check_texts(encoder, rows[config.name], where, reads_answers=reads_answers, room=room)
+
+
 def answer_room(encoder: Base | Encoder, task: AnswerTask, config: TaskConfig) -> int:
     """The most tokens that are put after a prompt of a task: a generated answer, or an opening of refusals."""
     generated = config.max_new_tokens or task.max_new_tokens
@@ -229,8 +249,9 @@ def rows_sha256(rows: list[Row]) -> str:
 def row_notes(inputs: Inputs, config: RunConfig) -> list[str]:
     """What a user should hear of the rows before the run."""
     harmless = _harmless_notes(config.calibration, inputs) if config.calibration and config.requests() else []
-    rows = _left_out_notes(inputs) + _source_notes(inputs) + _turn_notes(inputs) + _cluster_notes(inputs)
-    return harmless + _few_notes(inputs, config) + rows
+    rows = _left_out_notes(inputs) + _source_notes(inputs) + _turn_notes(inputs)
+    shared = _earlier_notes(inputs) + _cluster_notes(inputs)
+    return harmless + _few_notes(inputs, config) + rows + shared
 
 
 def _few_notes(inputs: Inputs, config: RunConfig) -> list[str]:
@@ -285,6 +306,24 @@ def _turn_notes(inputs: Inputs) -> list[str]:
         told = [f"{n} after {what}" for n, what in ((led, "a system turn"), (talked, "earlier questions")) if n]
         if told:
             notes.append(f"{use}: of {len(roles)} prompt(s) {' and '.join(told)}")
+    return notes
+
+
+def _earlier_notes(inputs: Inputs) -> list[str]:
+    """Prompts that are asked in the one use and stand in the middle of a conversation in the other."""
+
+    def within(rows: list[Row]) -> set[str]:
+        turns = ((row.before, n) for row in rows for n, turn in enumerate(row.before) if turn.role == "user")
+        return {row_id(before[n].content, before[:n]) for before, n in turns}
+
+    calibrated, notes = inputs.calibration_safety + inputs.calibration_utility, []
+    for task, rows in inputs.evaluation.items():
+        shared = (within(calibrated) & {row.id for row in rows}) | (within(rows) & {row.id for row in calibrated})
+        if shared:
+            notes.append(
+                f"evaluation.{task} shares {len(shared)} prompt(s) with the calibration that are an earlier turn in "
+                "one of them: its results may be better than on others"
+            )
     return notes
 
 

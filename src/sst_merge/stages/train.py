@@ -27,17 +27,27 @@ from sst_merge.adapter_io import (
     refuse_occupied,
     write_adapter,
 )
+from sst_merge.chat_template import template_notes
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
 from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode, messages
-from sst_merge.models import Base, architecture, is_transposed, load_base, model_identity, weights_identity
+from sst_merge.models import (
+    Base,
+    architecture,
+    check_weights,
+    is_transposed,
+    load_base,
+    load_encoder,
+    model_identity,
+    weights_identity,
+)
 from sst_merge.progress import Reporter, TerminalReporter
 from sst_merge.row_shapes import Turn
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
-from sst_merge.stages.rows import load_evaluation_rows, load_tasks, rows_sha256
+from sst_merge.stages.rows import check_evaluation_texts, check_texts, load_evaluation_rows, load_tasks, rows_sha256
 from sst_merge.stages.run import fetch_model
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.wheels import replace_file
@@ -114,7 +124,7 @@ def train(config: TrainConfig, *, root: Path = Path(), reporter: Reporter | None
     for use, rows in (("data", learn), ("validation", validation)):
         for note in left_out(rows, use):
             reporter.say(f"note: {note}")
-    record = made.record or _learn(config, learn, validation, made.identity, reporter)
+    record = made.record or _learn(config, made, reporter)
     curve = _stored(config.output / CURVE_FILE)
     evaluation_sha256 = {task: rows_sha256(rows) for task, rows in held_out.items()}
     if record.get("measured") is not None:
@@ -133,16 +143,12 @@ def train(config: TrainConfig, *, root: Path = Path(), reporter: Reporter | None
     return config.output
 
 
-def _learn(
-    config: TrainConfig,
-    learn: dict[Row, str],
-    validation: dict[Row, str],
-    identity: dict[str, Any],
-    reporter: Reporter,
-) -> dict[str, Any]:
+def _learn(config: TrainConfig, made: Prepared, reporter: Reporter) -> dict[str, Any]:
     """Train and write the adapter; its record, nothing measured yet."""
+    learn, validation = made.learn, made.validation
     fetch_model(config.base_model, reporter)
-    check_targets(config)
+    for note in check_base(config, made):
+        reporter.say(f"note: {note}")
     reporter.say(f"Loading {config.base_model} ...")
     base = load_base(**model_settings(config))
     for row, place in (learn | validation).items():
@@ -167,7 +173,7 @@ def _learn(
     curve = [entry for entry in curve if len(entry) > 1]
     record = {
         "schema": RECORD_SCHEMA,
-        **identity,
+        **made.identity,
         "base_weights": weights_identity(config.base_model, config.revision),
         "versions": versions(),
         "evaluation": None,
@@ -185,6 +191,26 @@ def _learn(
         },
     )
     return record
+
+
+def check_base(config: TrainConfig, made: Prepared) -> tuple[str, ...]:
+    """What can be wrong with the base and how it reads the rows, before its weights are loaded.
+
+    Returns:
+        What a user should hear of the chat template.
+
+    Raises:
+        ConfigError: See :func:`check_targets`.
+        DataError: If the chat template or the context takes no row, or an answer holds an end token.
+        ModelError: If the base cannot be found.
+    """
+    check_targets(config)
+    encoder = load_encoder(config.base_model, config.revision, config.chat_template)
+    check_weights(config.base_model, config.revision)
+    for use, rows in (("data", made.learn), ("validation", made.validation)):
+        check_texts(encoder, list(rows), use, reads_answers=True)
+    check_evaluation_texts(encoder, config.evaluation, made.tasks, made.held_out)
+    return template_notes(encoder.tokenizer, encoder.end_tokens)
 
 
 def check_targets(config: TrainConfig) -> None:
@@ -469,6 +495,7 @@ def _card(
     sources = "\n".join(
         f"- `{source.data}`, split {source.split}, {_licence(source.data)}"
         + (f", answers from `{source.answers}`" if source.answers else "")
+        + (f", system turn {source.system!r}" if source.system else "")
         for source in config.data
     )
     stopped = f"step {best[0]} (validation loss {best[1]:.4f})" if best else "the last step"
