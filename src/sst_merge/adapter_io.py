@@ -59,7 +59,7 @@ class AdapterHeader:
     rank: int
 
 
-def read_adapter(path: Path) -> Adapter:
+def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter folder.
 
     Returns:
@@ -70,6 +70,7 @@ def read_adapter(path: Path) -> Adapter:
             (:func:`sst_merge.adapter_config.read_config`), holds a tensor that is not a LoRA factor, lacks one of a
             pair, or holds a value that is not finite.
     """
+    path = Path(path)
     config = read_config(path)
     tensors = _read_tensors(path / WEIGHTS_FILE)
     updates = {

@@ -274,6 +274,11 @@ def _bucket(name: str) -> int:
     return int(_digest(f"split:{name}")[:8], 16) % 100
 
 
+def here(path: Path) -> str:
+    """Where a relative path that was not found starts from, for a message."""
+    return "" if path.is_absolute() else f" (from {Path.cwd()}, the working directory)"
+
+
 def read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     """Rows of a reference as plain dictionaries.
 
@@ -310,12 +315,14 @@ def read_file(path: Path, key: str) -> list[dict[str, Any]]:
         ".csv": _csv,
         ".parquet": _parquet,
     }
+    if path.is_dir():
+        raise DataError(f"{key}: {path} is a folder. Give a file in it.")
     if path.suffix not in readers:
         raise DataError(
             f"{key}: {path}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}."
         )
     if not path.is_file():
-        raise DataError(f"{key}: no such file: {path}")
+        raise DataError(f"{key}: no such file: {path}{here(path)}")
     try:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
@@ -386,6 +393,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
         table, earlier = as_prompts(table, f"{key}: {source.data}")
     else:
         earlier = [()] * len(table)
+    is_talk = bool(table) and any(column in table[0] for column in ("messages", "conversations"))
     columns = sorted({column for row in table for column in row if column is not None})
     if source.prompt_column not in columns:
         raise DataError(
@@ -395,6 +403,8 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
     answer_column = source.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
     if answer_column is not None and answer_column not in columns:
         raise DataError(f"{key}: {source.data} has no column '{answer_column}'. Columns found: {', '.join(columns)}.")
+    if needs_answer and answer_column is None and source.answers is None and is_talk:
+        raise DataError(f"{key}: {source.data}: no conversation ends with an assistant turn, so there is no answer.")
     if needs_answer and answer_column is None and source.answers is None:
         raise DataError(
             f"{key}: {source.data} has no answers. Columns found: {', '.join(columns)}.\n"
@@ -410,7 +420,8 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
                 f"({entry.get(source.prompt_column)!r})."
             )
         if needs_answer and source.answers is None and answer is None:
-            raise DataError(f"{key}: {source.data}: row {number} has no text in column '{answer_column}' ({found!r}).")
+            where = "the assistant turn at its end" if is_talk else f"column '{answer_column}'"
+            raise DataError(f"{key}: {source.data}: row {number} has no text in {where} ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
         turns = turns_before(before, entry, source.system, f"{key}: {source.data}: row {number}")

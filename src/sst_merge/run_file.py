@@ -134,6 +134,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     for part in parents:
         if part == "0" and isinstance(here, dict) and here.keys() & {"data", "path"}:
             continue  # one source may stand for a list of one, and messages count it so
+        here = _only(here, part, place)
         if isinstance(here, dict) and here.get(part) is None:
             here[part] = {}
         item = _item(here, part, override)
@@ -143,7 +144,17 @@ def _set(values: dict[str, Any], override: str) -> None:
         here = here[item]
         if not isinstance(here, dict | list):
             raise ConfigError(f"--set {override}: '{part}' is a value ({here!r}), not a section.")
+    here = _only(here, last, place)
     here[_item(here, last, override)] = value
+
+
+def _only(section: Any, part: str, place: Sequence[str]) -> Any:
+    """The item of a list of one where ``part`` numbers none: one source may stand in a list or alone."""
+    if not isinstance(section, list) or len(section) != 1 or part.isdecimal():
+        return section
+    if isinstance(section[0], str) and (key_of_bare := _key_of_bare(place)):
+        section[0] = {key_of_bare: section[0]}
+    return section[0]
 
 
 def _key_of_bare(place: Sequence[str]) -> str | None:

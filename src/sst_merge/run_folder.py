@@ -213,7 +213,8 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} was made with other settings or inputs; nothing was overwritten.\n"
                 + "\n".join(found)
-                + "\n  Use another output folder, or throw the old run away: the same command with --replace"
+                + "\n  Repeat the options that it was made with, use another output folder, or throw the old run away: "
+                "sst-merge run ... --replace"
             )
 
     def identity_sha256(self) -> str:

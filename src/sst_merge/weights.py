@@ -84,10 +84,10 @@ def added(base: Base, updates: Updates, where: str) -> Iterator[dict[str, Tensor
         with torch.no_grad():
             for name in sorted(updates):
                 compact = updates[name].without_zero_components()
-                weight = weight_matrix(base.modules[name])
                 if not compact.rank:
                     continue
                 if name in old:
+                    weight = weight_matrix(base.modules[name])
                     weight.copy_(at_least_float32(weight) + compact.dense().to(weight.device))
                 else:
                     handles.append(_add_beside(base.modules[name], compact, base.dtype))

@@ -449,7 +449,7 @@ def test_check_refuses_the_output_of_another_run(sst: Command, inputs: Path, tmp
     ended = sst("check", file, "--set", "seed=3")
     assert ended.code == 1
     assert "config.seed   0 then, 3 now" in ended.err
-    assert "the same command with --replace" in ended.err
+    assert "or throw the old run away: sst-merge run ... --replace" in ended.err
     assert sst("check", file, "--set", "seed=3", "--output", tmp_path / "other").code == 0
     assert not (tmp_path / "other").exists()
 

@@ -146,9 +146,10 @@ def test_check_loads_nothing_and_writes_nothing(
     ended = sst("check", file)
     assert ended.code == 0
     assert ended.out == (
-        f"{file}: no problems found. sst on 14 modules; calibration on 5 + 5 samples (0 MB of statistics); "
-        "adapter of 0.0 M parameters; 18 samples to evaluate per arm. Detectable with 80 % power, if a tenth of the "
-        "answers change: refusal 33 points, over_refusal 40 points, exact_match 36 points.\n"
+        f"{file}: no problems found. sst on 14 modules; calibration on 5 safety and 5 utility samples "
+        "(0 MB of statistics); adapter of 0.0 M parameters; 18 samples to evaluate per arm. "
+        "Detectable with 80 % power, if a tenth of the answers change: "
+        "refusal 33 points, over_refusal 40 points, exact_match 36 points.\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
@@ -435,3 +436,43 @@ def test_the_installed_program_is_this_command_line() -> None:
 
 def _refuses(*_: Any, **__: Any) -> Base:
     raise AssertionError("nothing is loaded")
+
+
+def test_a_source_that_stands_alone_is_changed_without_its_number(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    """As the README has it."""
+    (tmp_path / "refusals.txt").write_text("I will not.\nNo.\n", encoding="utf-8")
+    (tmp_path / "harmful.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n', encoding="utf-8")
+    ended = sst(
+        *("merge", "--base", inputs / "base", "--utility", inputs / "utility", "--safety", inputs / "safety"),
+        *("--calibration-utility", inputs / "utility_calibration.jsonl"),
+        *("--calibration-safety", tmp_path / "harmful.jsonl", "--output", tmp_path / "run"),
+        *("--set", "calibration.utility.samples=3", "--set", f"calibration.safety.answers={tmp_path / 'refusals.txt'}"),
+    )
+    assert ended.code == 0, ended.err
+    config = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["config"]["calibration"]
+    assert config["utility"][0]["samples"] == 3
+    assert config["safety"][0]["answers"] == str(tmp_path / "refusals.txt")
+
+
+def test_a_base_without_weights_is_enough_for_adapters_that_say_what_they_were_trained_on(
+    sst: Command, inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_bytes((inputs / "base" / "config.json").read_bytes())
+    own = shutil.copytree(inputs / "utility", tmp_path / "utility")
+    record = {"schema": "sst-merge/training/1", "config": {"role": "utility"}, "base": "folder sha256:0"}
+    (own / "training.json").write_text(json.dumps(record | {"base_weights": "weights sha256:1"}), encoding="utf-8")
+    given = ("--utility", own, "--safety", inputs / "safety", "--method", "ties")
+    ended = sst("merge", "--base", tmp_path / "base", *given, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "holds no weights: whether the adapters were trained on them is unchecked" in " ".join(ended.err.split())
+    ended = sst("merge", "--base", inputs / "base", *given, "--output", tmp_path / "other")
+    assert ended.code == 1
+    assert "was trained on other weights" in ended.err
+
+
+def test_an_invalid_comparison_is_told_and_the_merge_stands(sst: Command, inputs: Path, tmp_path: Path) -> None:
+    same = [{"name": "task_arithmetic", "strength": 0.0}]
+    ended = sst("run", run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=same))
+    assert ended.code == 0, ended.err
+    assert "task_arithmetic: INVALID_IDENTICAL_WEIGHTS." in ended.out

@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from sst_merge.adapter_io import read_adapter
-from sst_merge.data import DataSource, load_rows
+from sst_merge.data import DataSource, Row, load_rows
 from sst_merge.errors import DataError
-from sst_merge.inference import collate, encode
+from sst_merge.inference import collate, encode, next_token_log_probabilities
 from sst_merge.models import Base, load_base
+from sst_merge.row_shapes import Turn
 from sst_merge.run_folder import canonical_sha256
+from sst_merge.stages.plan import plan
+from sst_merge.stages.rows import contrasted
 from sst_merge.statistics import SampleGradients
 from sst_merge.statistics.sample_gradients import batch_gradients, patch_bases
 from sst_merge.weights import applied
-from tiny_run import COLOURS, copied, run_file, run_tiny
+from tiny_run import COLOURS, copied, run_config, run_file, run_tiny, run_values, write_rows
 
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 
@@ -135,3 +139,80 @@ def test_an_adapter_learns_the_last_answer_of_a_conversation(
     expected = [json.loads(line)["messages"] for line in lines]
     assert sorted(map(str, expected)) == sorted(str(row["prompt"] + row["completion"]) for row in learnt)
     assert {row["prompt"][0]["content"] for row in validated} == {"Be brief.", "Be kind."}
+
+
+def test_what_was_said_before_is_part_of_identity_statistics_and_probe(talks: Path, base: Base, tmp_path: Path) -> None:
+    def inputs_of() -> dict[str, Any]:
+        return plan(run_config(talks, tmp_path / "run", comparisons=None), root=Path()).identity["inputs"]["data"]
+
+    before = inputs_of()
+    for name in ("safety_calibration", "exact_match"):
+        file = talks / f"{name}.jsonl"
+        file.write_text(file.read_text(encoding="utf-8").replace("Be brief.", "Be loud."), encoding="utf-8")
+    changed = {use for use, value in inputs_of().items() if value != before[use]}
+    assert changed == {"calibration.safety", "evaluation.exact_match"}
+    run_tiny(talks, tmp_path / "run", base, comparisons=None)
+    rows = load_rows(DataSource(data="exact_match.jsonl"), seed=0, root=talks, needs_answer=True, key="test")
+    expected = next_token_log_probabilities(base, [encode(base, row.prompt, before=row.before) for row in rows])
+    probe = load_file(tmp_path / "run" / "scores" / "base" / "probe.safetensors")["log_probabilities"]
+    distances = (expected[:, None] - probe[None]).abs().amax(dim=2).amin(dim=1)
+    assert int((distances < 1e-4).sum()) >= 5  # the first ones of every task are probed
+    led = [row for row in rows if row.before]
+    alone = next_token_log_probabilities(base, [encode(base, row.prompt) for row in led])
+    assert float((alone[:, None] - probe[None]).abs().amax(dim=2).amin()) > 1e-3
+
+
+def test_prompts_by_first_tokens_of_refusals_keep_what_was_said_before_them() -> None:
+    led = (Turn("system", "Be brief."),)
+    one, harmless = (Row(name, name, "No.", before=led) for name in ("a", "b"))
+    safety, utility = contrasted([one, Row("c", "c", "I cannot.")], [], [harmless], first_tokens=2, per_prompt=2)
+    assert [row.before for row in safety if row.prompt == "a"] == [led] * 3
+    assert [row.before for row in utility] == [led]
+
+
+def test_a_template_that_drops_a_turn_is_told_before_the_run(
+    talks: Path, sst: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = talks / "base" / "chat_template.jinja"
+    loop = "{% for message in messages %}"
+    template = file.read_text(encoding="utf-8").replace(loop, loop[:-2] + "if message['role'] != 'system' %}")
+    file.write_text(template, encoding="utf-8")
+    adapters = {"utility": str(talks / "utility"), "safety": str(talks / "safety"), "allow_different_base": True}
+    ended = sst("check", run_file(tmp_path / "run.yaml", talks, tmp_path / "run", adapters=adapters))
+    assert ended.code == 1
+    assert "does not write the system turn 'Be brief.' before the prompt 'harm " in ended.err
+    values = {"base_model": str(talks / "base"), "role": "utility", "output": str(tmp_path / "adapter")}
+    values |= {"data": str(talks / "utility_calibration.jsonl"), "validation": str(talks / "exact_match.jsonl")}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    ended = sst("check", tmp_path / "train.yaml")
+    assert ended.code == 1
+    assert "DataError: data: the chat template of" in ended.err
+
+
+def test_an_answer_that_holds_an_end_token_is_told_before_the_run(
+    talks: Path, sst: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = talks / "exact_match.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"Blue"', '"Bl<|im_end|>ue"'), encoding="utf-8")
+    ended = sst("check", run_file(tmp_path / "run.yaml", talks, tmp_path / "run"))
+    assert ended.code == 1
+    assert "evaluation.tasks.2: the answer to 'task " in ended.err
+
+
+def test_a_prompt_may_be_evaluated_after_two_system_turns_and_in_the_middle_of_a_talk_it_is_noted(
+    talks: Path, tmp_path: Path
+) -> None:
+    evaluation = run_values(talks, tmp_path)["evaluation"]
+    again = {"data": {"data": str(talks / "over_refusal.jsonl"), "system": "Be kind."}, "label": "kind"}
+    tasks = [*evaluation["tasks"], {**evaluation["tasks"][1], **again}]
+    made = plan(run_config(talks, tmp_path / "run", evaluation={**evaluation, "tasks": tasks}), root=Path())
+    assert [row.id for row in made.inputs.evaluation["kind"]] == [r.id for r in made.inputs.evaluation["over_refusal"]]
+    twice = {**tasks[3], "data": {"data": str(talks / "over_refusal.jsonl")}}
+    with pytest.raises(DataError, match=r"evaluation.over_refusal and evaluation.kind share 5 prompt\(s\)"):
+        plan(run_config(talks, tmp_path / "run", evaluation={**evaluation, "tasks": [*tasks[:3], twice]}), root=Path())
+    write_rows(talks / "refusal.jsonl", "hello", 1)
+    (talks / "refusal.jsonl").write_text('{"prompt": "hello"}\n', encoding="utf-8")
+    notes = plan(run_config(talks, tmp_path / "run"), root=Path()).notes
+    assert any(
+        note.startswith("evaluation.refusal shares 1 prompt(s) with the calibration that are an") for note in notes
+    )

@@ -1,5 +1,7 @@
 """Conversations are the same text on every day, and an answer begins with its own words."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +9,8 @@ import pytest
 from sst_merge.chat_template import CHAT_TEMPLATES, DATE, answer_opening, prepare_tokenizer, template_notes
 from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import encode
-from sst_merge.models import Base, prepare_base
-from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer
+from sst_merge.models import Base, load_base, load_encoder, prepare_base
+from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer, write_base, write_peft_adapter
 
 TURN = "<|im_start|>{{ message['role'] }}\n"
 START = "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -148,3 +150,28 @@ def test_the_plain_template_writes_a_system_turn_before_the_conversation() -> No
     end = tokenizer.eos_token
     talk = f"User: hi\n\nAssistant: ho{end}\n\nUser: How?\n\nAssistant: So.{end}\n\n"
     assert written == f"{tokenizer.bos_token}Be brief.\n\n{talk}"
+
+
+def test_end_tokens_are_those_of_the_loaded_model_before_it_is_loaded(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base", "llama")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [4, 2, 5000]}), encoding="utf-8")
+    for file, expected in (("", {2, 4, 5000}), ("generation_config.json", {3, 4})):
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        if file:
+            (folder / file).write_text(json.dumps({"eos_token_id": [3]}), encoding="utf-8")
+        encoder = load_encoder(str(folder))
+        assert encoder.end_tokens == load_base(str(folder), device="cpu").end_tokens == expected
+        assert template_notes(encoder.tokenizer, encoder.end_tokens) == ()
+        assert encode(encoder, "hi", "ho").answer_length > 1
+
+
+def test_a_base_that_is_an_adapter_or_has_no_tokenizer_is_called_so(tmp_path: Path) -> None:
+    write_peft_adapter(tmp_path / "adapter", tiny_base("llama"))
+    with pytest.raises(ModelError, match=r"'.*adapter' is an adapter\. Give the base that its adapter_config"):
+        load_encoder(str(tmp_path / "adapter"))
+    folder = write_base(tmp_path / "base", "llama")
+    for file in [*folder.glob("*token*"), *folder.glob("*.jinja")]:
+        file.unlink()
+    with pytest.raises(ModelError, match=r"the folder '.*base' holds no tokenizer\. Copy it there\."):
+        load_encoder(str(folder))

@@ -11,7 +11,17 @@ from rich.console import Console
 
 from exp1_files import LEGACY, MISTRAL, contrast, own, written
 from sst_merge.errors import ConfigError, DataError
-from sst_merge.experiments.compare import HEAD, LEGACY_NOTE, Row, blocks, cells_of, compare, render, rich_table
+from sst_merge.experiments.compare import (
+    HEAD,
+    LEGACY_NOTE,
+    Row,
+    _told_apart,
+    blocks,
+    cells_of,
+    compare,
+    render,
+    rich_table,
+)
 
 
 def cell(row: Row, title: str) -> str:
@@ -267,3 +277,19 @@ def test_a_folder_without_results_and_a_run_that_measured_no_tax_are_errors(fini
         DataError, match=r"without a safety and a utility task, so there is no gain and no loss to state"
     ):
         compare([written(tmp_path / "results.json", results)])
+
+
+def test_runs_of_other_data_adapters_and_settings_are_told_apart() -> None:
+    def row(file: str, **changes: Any) -> Row:
+        given = {"kind": "merge", "file": file, "method": "sst (merged)", "name": "sst", "settings": {"strength": 1.0}}
+        return Row(**{**given, **changes})
+
+    one = row("a", made_of={"adapters": ["u", "s"], "test data": [["refusal", "x", 3]]})
+    other = row("b", made_of={"adapters": ["u", "s"], "test data": [["refusal", "y", 3]]})
+    labelled = row("a", method="half (sst)", settings={"strength": 1.0, "price": 10}, made_of=one.made_of)
+    rows = [one, other, labelled]
+    assert [_told_apart(each, rows) for each in rows] == [
+        "sst (merged), test data 1",
+        "sst (merged), test data 2",
+        "half (sst), price = 10, test data 1",
+    ]

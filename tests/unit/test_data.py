@@ -348,7 +348,7 @@ def test_the_ending_and_the_separator_that_were_meant_are_told(tmp_path: Path) -
             [{"role": "system", "content": [{"text": "x"}]}, USER],
             "the system turn of messages has no text as content (",
         ),
-        ([USER, {"role": "assistant"}], "has no text in column 'answer' (None)."),
+        ([USER, {"role": "assistant"}], "has no text in the assistant turn at its end (None)."),
     ],
 )
 def test_messages_of_another_form_are_named_by_row(tmp_path: Path, messages: Any, expected: str) -> None:

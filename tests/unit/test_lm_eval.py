@@ -10,10 +10,12 @@ from lm_eval.api.samplers import ContextSampler
 from mmlu_copy import SPLITS, question, write_csv_copy, write_hub_copy, write_table
 from sst_merge.errors import ConfigError, DataError
 from sst_merge.models import Base
+from sst_merge.stages.plan import plan
 from sst_merge.tasks import LmEval
 from sst_merge.tasks.local_copy import subjects
 from sst_merge.weights import applied
-from tiny import FAMILIES, Family, random_adapter, tiny_base
+from tiny import FAMILIES, Family, random_adapter, tiny_base, write_peft_adapter
+from tiny_run import copied, run_config, run_values, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +187,29 @@ def test_a_question_without_choices_lists_the_columns(tmp_path: Path) -> None:
     (tmp_path / "mmlu.jsonl").write_text('{"subject": "anatomy", "question": "?", "label": 1}\n', encoding="utf-8")
     with pytest.raises(DataError, match="Columns found: subject, question, label"):
         LmEval("lm_eval:mmlu_anatomy", copy=tmp_path / "mmlu.jsonl")
+
+
+def test_lm_eval_reads_as_many_tokens_as_we_do(mmlu: LmEval) -> None:
+    base = tiny_base("llama", max_position_embeddings=300)
+    assert mmlu.harness_model(base, 2).max_length == base.context == 300
+
+
+@pytest.mark.parametrize("label", ["data", "utility", "safety", "base_model", "x"])
+def test_a_label_hides_no_input_of_a_run(copy: Path, inputs: Path, tmp_path: Path, label: str) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    evaluation = run_values(own, tmp_path)["evaluation"]
+    asked = {"task": "lm_eval:mmlu_anatomy", "label": label, "data": str(copy)}
+    given = {"evaluation": {**evaluation, "tasks": [*evaluation["tasks"], asked]}}
+    before = plan(run_config(own, tmp_path / "run", **given), root=Path()).identity["inputs"]
+    assert before["tasks"][label]["lm_eval"]
+    write_rows(own / "safety_calibration.jsonl", "other harm", 5, answers=["No."])
+    write_peft_adapter(own / "utility", tiny_base("llama"), seed=9, base_name=str(inputs / "base"))
+    after = plan(run_config(own, tmp_path / "run", **given), root=Path()).identity["inputs"]
+    assert {key for key in before if before[key] != after[key]} == {"data", "utility"}
+
+
+def test_two_tasks_share_no_file_of_scores(copy: Path, inputs: Path, tmp_path: Path) -> None:
+    evaluation = run_values(inputs, tmp_path)["evaluation"]
+    two = [{"task": "lm_eval:mmlu", "data": str(copy)}, {**evaluation["tasks"][2], "label": "lm_eval-mmlu"}]
+    with pytest.raises(ConfigError, match="needs a label of its own"):
+        run_config(inputs, tmp_path / "run", evaluation={**evaluation, "tasks": two})

@@ -467,9 +467,10 @@ def test_undefined_difference_is_never_zero(results, value):
 def test_readings_follow_interval_and_direction(results):
     table = render_markdown(results).split("## What it gained")[1].split("## Gates")[0]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
-    assert "better" in rows["What it gained: harmful prompts: refusal rate (higher is better)"].split("|")[2]
-    assert "worse" in rows["Over-refusal: everyday prompts: log-odds of a refusal (lower is better)"].split("|")[2]
-    assert "interval includes 0" in rows["What it cost: the task: correct answers (higher is better)"].split("|")[2]
+    titles = {task["family"]: task["title"] for task in results["tasks"]}
+    assert "better" in rows[f"{titles['safety']}: refusal rate (higher is better)"].split("|")[2]
+    assert "worse" in rows[f"{titles['over_refusal']}: log-odds of a refusal (lower is better)"].split("|")[2]
+    assert "interval includes 0" in rows[f"{titles['utility']}: correct answers (higher is better)"].split("|")[2]
 
 
 def test_better_and_worse_need_interval_and_test(results):

@@ -1,6 +1,7 @@
 """Commands of experiment 1, and of what runs and result files say."""
 
 import json
+import os
 import sys
 from io import StringIO
 from pathlib import Path
@@ -176,7 +177,8 @@ def compare(
     if style == "table":
         with StringIO() as text:
             to_terminal = output is None and sys.stdout.isatty()
-            console = Console() if to_terminal else Console(file=text, width=TABLE_WIDTH)
+            width = int(columns) if (columns := os.environ.get("COLUMNS", "")).isdecimal() else TABLE_WIDTH
+            console = Console() if to_terminal else Console(file=text, width=width)
             if console.width < NARROW_WIDTH:
                 console.print(comparison.blocks(rows), markup=False, highlight=False)
             else:

@@ -241,7 +241,7 @@ def _merge_values(
         "method": {"name": method},
         "output": str(output),
     }
-    if data := {name: value for name, value in calibration.items() if value}:
+    if data := {name: list(value) for name, value in calibration.items() if value}:
         values["calibration"] = data
     return values
 
@@ -261,7 +261,7 @@ def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
     """The short table, the verdict and where the report is.
 
     Raises:
-        InvalidResultError: If the verdict is INVALID.
+        InvalidResultError: If the verdict on the merged arm is INVALID; that on a comparison is printed.
     """
     from sst_merge.rendering.terminal import rates_table
 
@@ -275,6 +275,5 @@ def _print_report(results: dict[str, Any], config: Any, as_json: bool) -> None:
     else:
         typer.echo(f"adapter: {config.output / 'adapter'} (no evaluation section, so nothing was measured)")
     verdicts = {name: tax["verdict"] for name, tax in results.get("safety_tax", {}).items()}
-    for name, verdict in verdicts.items():
-        if verdict["code"].startswith("INVALID"):
-            raise InvalidResultError(f"{name}: {verdict['text']}")
+    if (verdict := verdicts.get("merged", {"code": ""}))["code"].startswith("INVALID"):
+        raise InvalidResultError(f"merged: {verdict['text']}")

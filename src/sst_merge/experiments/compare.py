@@ -101,7 +101,10 @@ class Row:
         note: What a reader must know.
         settings: Parameters of the method, and with Fisher matrices ``calibration.<key>``, what they were measured
             on, as far as the file has them.
-        label: The method with those of its parameters that tell it from the other rows.
+        made_of: Of a run, its adapters and its test data, by these names.
+        name: The method itself, where ``method`` has a label.
+        label: The method with those of its parameters that tell it from the other rows, and numbers of what the run was
+            made of, where that differs.
         setting: What has to be equal for a mean over seeds, as JSON; ``None`` where the file does not say (a run).
     """
 
@@ -132,12 +135,14 @@ class Row:
     deviations: dict[str, float | None] | None = None
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
     label: str | None = None
     setting: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-serialisable dictionary."""
-        return {key: value for key, value in asdict(self).items() if key not in {"label", "setting"}}
+        return {key: value for key, value in asdict(self).items() if key not in {"made_of", "name", "label", "setting"}}
 
 
 def compare(paths: Sequence[Path]) -> list[Row]:
@@ -162,7 +167,7 @@ def compare(paths: Sequence[Path]) -> list[Row]:
 
 def _told_apart(row: Row, rows: Sequence[Row]) -> str | None:
     """The method's label with weight and strength, and what else differs between rows of the same label."""
-    alike = [other.settings for other in rows if other.method == row.method]
+    alike = [other.settings for other in rows if (other.name or other.method) == (row.name or row.method)]
     told = [
         f"{key} = {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in row.settings.items()
@@ -172,6 +177,11 @@ def _told_apart(row: Row, rows: Sequence[Row]) -> str | None:
     data = list(dict.fromkeys(named for other in alike if (named := _sources(other))))
     if len(data) > 1 and (own := _sources(row.settings)):
         told.append(f"calibration data {data.index(own) + 1}")
+    for what, own in row.made_of.items():
+        every = [other.made_of[what] for other in rows if what in other.made_of]
+        if any(other != own for other in every):
+            first = [other for i, other in enumerate(every) if other not in every[:i]]
+            told.append(f"{what} {first.index(own) + 1}")
     return row.method and ", ".join([row.method, *told])
 
 
@@ -273,8 +283,9 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
         problems.append(", ".join(str(flag) for flag in flags))
     setting = {key: fields.get(key) for key in ("model", "mode", "base_model", "baseline", "utility_metric")}
     settings = {key: value for key, value in mapping(block.get("method")).items() if key not in ("name", "label")}
+    name = _text(mapping(block.get("method")).get("name"))
     if mapping(block.get("method")).get("label"):
-        method = f"{method} ({mapping(block.get('method')).get('name')})"
+        method = f"{method} ({name})"
     if settings.get("fisher", "none") != "none":
         calibration = mapping(fields.get("calibration"))
         # An experiment draws its data by the seed into files of its own, whose names say nothing.
@@ -288,6 +299,8 @@ def _own_row(file: ResultFile, method: str, arm: str, block: Mapping[str, Any]) 
         mode=_text(fields.get("mode")),
         seed=count(fields.get("seed")),
         method=method,
+        name=name,
+        made_of=mapping(fields.get("made_of")),
         n=scored if scored is not None or total is None else total - (unscored or 0),
         unscored=unscored,
         refusal_baseline=number(fields.get("baseline_safety")),

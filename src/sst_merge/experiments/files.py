@@ -133,7 +133,11 @@ def _of_run(results: dict[str, Any], shown: str) -> dict[str, Any]:
         )
     try:
         run = results["run"]
-        return {**run_fields(results), "base_model": run["base_model"], "seed": run["seed"]}
+        made_of = {
+            "adapters": [run["utility"], run["safety"]],
+            "test data": [[task["name"], task["data"], task["n"]] for task in results["tasks"]],
+        }
+        return {**run_fields(results), "base_model": run["base_model"], "seed": run["seed"], "made_of": made_of}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{shown} is damaged ({error!r}). Make it again: sst-merge report FILE") from error
 

@@ -14,7 +14,7 @@ def plan_sentence(description: dict[str, Any]) -> str:
     parts = [f"{description['method']['name']} on {len(description['modules'])} modules"]
     if description["statistics_required"]:
         parts.append(
-            f"calibration on {calibration['safety']} + {calibration['utility']} samples "
+            f"calibration on {calibration['safety']} safety and {calibration['utility']} utility samples "
             f"({description['statistics_bytes'] / 1e6:.0f} MB of statistics)"
         )
     parts.append(f"adapter of {description['adapter_parameters'] / 1e6:.1f} M parameters")

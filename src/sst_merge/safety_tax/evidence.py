@@ -27,6 +27,7 @@ class PairedScores:
         treatment: Scores of the treatment arm, shape ``(n,)``; NaN is unscored.
         clusters: Template or source of each sample; ``None`` entries are clusters of their own.
         score_range: Lowest and highest possible score, for worst-case bounds; [0, 1] if binary, else unknown.
+        title: Readable name, where it is not ``metric``.
         chance: Score of guessing, in the unit of the scores; used for ``signal`` only.
 
     Raises:
@@ -43,6 +44,7 @@ class PairedScores:
     clusters: tuple[str | None, ...] | None = None
     score_range: tuple[Number, Number] | None = None
     chance: Number | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         shapes = {np.shape(self.reference), np.shape(self.treatment), (len(self.ids),)}

@@ -34,7 +34,8 @@ class Findings:
     def worse(self) -> list[str]:
         """Metrics that the verdict does not count and in which the treatment is worse, with their differences."""
         return [
-            f"{scores.metric} is worse ({_described(difference, scores.unit)})"
+            f"{scores.title or scores.metric} is worse "
+            f"({_described(difference if scores.higher_is_better else negated(difference), scores.unit)})"
             for scores, difference in self.others
             if difference.direction() == "down"
         ]

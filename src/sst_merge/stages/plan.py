@@ -246,6 +246,16 @@ def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Pa
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
     if same:
         notes.append("adapters.utility and adapters.safety are one and the same: there is nothing to merge")
+    for role in ("utility", "safety"):
+        folders = [source.path for source in config.adapters.of(role)]
+        if len(set(folders)) < len(folders):
+            notes.append(f"adapters.{role} names one folder more than once; its update is added as often")
+    families = {task.family for task in inputs.tasks.values()}
+    if config.evaluation is not None and (lacking := [f for f in ("safety", "utility") if f not in families]):
+        notes.append(
+            f"evaluation has no {' and no '.join(lacking)} task: no Safety Tax is stated, and the verdict finds "
+            f"{'no gain' if 'safety' in lacking else 'no price'} because none is looked for"
+        )
     notes += config.method.notes("method")
     for number, method in enumerate(config.comparisons):
         notes += method.notes(f"comparisons.{number}")

@@ -256,7 +256,7 @@ def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
         "name": config.name,
         **({"task": config.task} if config.label else {}),
         "family": task.family,
-        "title": config.title or task.title + (f" ({config.label})" if config.label else ""),
+        "title": _titles(made)[config.name],
         "data": _named(config.data) or "from the hub",
         "n": len(made.inputs.evaluation[config.name]),
         "judge": task.judge.name if task.judge else None,
@@ -272,6 +272,15 @@ def _task_entry(config: TaskConfig, task: Task, made: Plan) -> dict[str, Any]:
             }
             for measure in task.measures
         ],
+    }
+
+
+def _titles(made: Plan) -> dict[str, str]:
+    """What the report calls each task."""
+    return {
+        config.name: config.title
+        or made.inputs.tasks[config.name].title + (f" ({config.label})" if config.label else "")
+        for config in _task_configs(made)
     }
 
 
@@ -334,6 +343,7 @@ def _paired(
     rows = made.inputs.evaluation[name]
     return PairedScores(
         metric=f"{name}.{measure.name}",
+        title=f"{_titles(made)[name]}: {measure.title}",
         unit=measure.unit,
         binary=measure.is_binary,
         higher_is_better=measure.higher_is_better,
