@@ -460,6 +460,13 @@ def model_identity(reference: str, revision: str | None = None) -> str:
     return f"{reference}@{commit}"
 
 
+def model_type(reference: str) -> str | None:
+    """The architecture's name; ``None`` for what is no folder with a configuration here."""
+    if not (Path(reference) / "config.json").is_file():
+        return None
+    return str(getattr(_config(reference), "model_type", "")) or None
+
+
 def has_weights(reference: str) -> bool:
     """Whether a local folder holds weights; a model that is no folder does."""
     return not Path(reference).is_dir() or any(path.suffix == ".safetensors" for path in Path(reference).iterdir())

@@ -34,6 +34,7 @@ from sst_merge.models import (
     has_weights,
     load_encoder,
     model_identity,
+    model_type,
     placement,
     weights_identity,
 )
@@ -241,7 +242,16 @@ def _notes(config: RunConfig, inputs: Inputs, adapters: list[tuple[str, Role, Pa
     named = read_config(adapters[0][2]).get("base_model_name_or_path") or ""
     notes = [note for task in inputs.tasks.values() if isinstance(task, LmEval) for note in task.notes]
     if named and plain_name(named) != plain_name(config.base_model):
-        notes.append(f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree")
+        kinds = [model_type(name) for name in (named, config.base_model)]
+        if None not in kinds and kinds[0] != kinds[1] and not config.adapters.allow_different_base:
+            raise AdapterError(
+                f"the adapters were trained on {named}, a {kinds[0]} model, and base_model {config.base_model} is a "
+                f"{kinds[1]} model. Give their base, or set adapters.allow_different_base: true."
+            )
+        notes.append(
+            f"the adapters name {named!r} as their base, the run uses {config.base_model!r}; the shapes agree, whether "
+            "the weights do is unchecked"
+        )
     if not named:
         notes.append("the utility adapter names no base model; that it was trained on this one is taken on trust")
     if same:

@@ -16,6 +16,7 @@ from sst_merge.errors import AdapterError, DataError
 from sst_merge.models import weights_identity
 from sst_merge.stages.calibrate import statistics_folder
 from sst_merge.stages.plan import describe, plan, problems, require_room, write_plan
+from tiny import write_base
 from tiny_run import copied, run_config, run_file, write_rows
 
 
@@ -439,3 +440,12 @@ def test_a_cluster_on_both_sides_is_noted(inputs: Path, tmp_path: Path) -> None:
     notes = [note for note in made(own).notes if "cluster(s)" in note]
     assert len(notes) == 1
     assert notes[0].startswith("evaluation.refusal shares 1 cluster(s) with the calibration ('b')")
+
+
+def test_a_base_of_another_kind_than_the_adapters_were_trained_on_is_refused(inputs: Path, tmp_path: Path) -> None:
+    other = write_base(tmp_path / "mistral", "mistral")
+    with pytest.raises(AdapterError, match=r"trained on .*base, a llama model, and base_model .* is a mistral model"):
+        made(inputs, base_model=str(other))
+    adapters = {"utility": str(inputs / "utility"), "safety": str(inputs / "safety"), "allow_different_base": True}
+    (note,) = [note for note in made(inputs, base_model=str(other), adapters=adapters).notes if "as their base" in note]
+    assert note.endswith("the shapes agree, whether the weights do is unchecked")
