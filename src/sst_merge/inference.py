@@ -72,7 +72,8 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before:
     """
     asked = messages((*before, Turn("user", prompt)))
     start = _rendered(base, asked, add_generation_prompt=True) + base.opening
-    if before and (lost := next((turn for turn in before if turn.content.strip() not in start), None)):
+    # Without thoughts: templates leave earlier ones out.
+    if lost := next((turn for turn in before if turn.content.rpartition("</think>")[2].strip() not in start), None):
         raise DataError(
             f"the chat template of {base.reference} does not write the {lost.role} turn {shorten(lost.content, 60)!r} "
             f"before the prompt {shorten(prompt, 60)!r}. Leave such turns out, or use a template that has them."

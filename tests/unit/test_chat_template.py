@@ -10,6 +10,7 @@ from sst_merge.chat_template import CHAT_TEMPLATES, DATE, answer_opening, prepar
 from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import encode
 from sst_merge.models import Base, load_base, load_encoder, prepare_base
+from sst_merge.row_shapes import Turn
 from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer, write_base, write_peft_adapter
 
 TURN = "<|im_start|>{{ message['role'] }}\n"
@@ -150,6 +151,16 @@ def test_the_plain_template_writes_a_system_turn_before_the_conversation() -> No
     end = tokenizer.eos_token
     talk = f"User: hi\n\nAssistant: ho{end}\n\nUser: How?\n\nAssistant: So.{end}\n\n"
     assert written == f"{tokenizer.bos_token}Be brief.\n\n{talk}"
+
+
+def test_thoughts_of_earlier_answers_may_be_left_out_and_nothing_else() -> None:
+    answer = "{{ message['content'].split('</think>')[-1] }}"
+    base = base_with(CHAT_TEMPLATE.replace("{{ message['content'] }}", answer))
+    before = (Turn("user", "hi"), Turn("assistant", "<think>Hm.</think>\n\nHo."))
+    assert "Ho." in text(base, encode(base, "How?", before=before).ids)
+    base = base_with(CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'][:3] }}"))
+    with pytest.raises(DataError, match=r"tiny does not write the assistant turn 'Hello\.' before the prompt 'How\?'"):
+        encode(base, "How?", before=(Turn("user", "hi"), Turn("assistant", "Hello.")))
 
 
 def test_end_tokens_are_those_of_the_loaded_model_before_it_is_loaded(tmp_path: Path) -> None:
