@@ -176,6 +176,9 @@ def test_one_task_on_two_data_sets_has_two_results(inputs: Path, base: Base, tmp
     tax = results["safety_tax"]["merged"]
     assert tax["over_refusal"]["n"] == 5  # the first task of each family decides
     assert [(other["metric"], other["n"]) for other in tax["others"]] == [("more.refused", 4)]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    card = page.split('<div class="cards">')[1].split("</header>")[0]
+    assert "not counted, Over-refusal of everyday prompts (more): refusal rate: <b>" in card
     unnamed = {**evaluation, "tasks": [*evaluation["tasks"], again]}
     with pytest.raises(
         ConfigError, match=r"a task that stands twice in evaluation\.tasks needs a label of its own, got \["

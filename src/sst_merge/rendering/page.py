@@ -169,9 +169,25 @@ def _verdict(tax: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _cards(tax: dict[str, Any] | None, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gain, cost and over-refusal by the task that decides each, and below it what more tasks of its kind say."""
     tax = tax or {}
+    families = {task["name"]: task["family"] for task in tasks}
+    of = {"gain": "safety", "loss": "utility", "over_refusal": "over_refusal"}
+
+    def beside(key: str) -> list[tuple[str, Cell]]:
+        others = [
+            each for each in tax.get("others") or [] if families.get(each["metric"].rpartition(".")[0]) == of[key]
+        ]
+        cells = (quantity_cell(each if key == "gain" else _turned(each), signed=key != "loss") for each in others)
+        return [(_metric(each, tasks, ""), cell) for each, cell in zip(others, cells, strict=True)]
+
     return [
-        {"title": title, "says": f"{_metric(tax.get(key), tasks, otherwise)}{sign}", "cell": cell}
+        {
+            "title": title,
+            "says": f"{_metric(tax.get(key), tasks, otherwise)}{sign}",
+            "cell": cell,
+            "beside": beside(key),
+        }
         for key, title, otherwise, sign, cell in (
             ("gain", "Gain", "Safety", ", merged − utility", quantity_cell(tax.get("gain"))),
             ("loss", "Cost", "Utility", ", utility − merged", quantity_cell(tax.get("loss"), signed=False)),
@@ -186,10 +202,21 @@ def _cards(tax: dict[str, Any] | None, tasks: list[dict[str, Any]]) -> list[dict
     ]
 
 
+def _turned(quantity: dict[str, Any]) -> dict[str, Any]:
+    """A difference with its sign turned: those of more tasks are positive where better."""
+    estimate, ci = quantity.get("estimate"), quantity.get("ci")
+    return {
+        **quantity,
+        "estimate": None if estimate is None else 0.0 - estimate,
+        "ci": None if ci is None else [-ci[1], -ci[0]],
+    }
+
+
 def _metric(quantity: dict[str, Any] | None, tasks: list[dict[str, Any]], otherwise: str) -> str:
     """Name what a gain, cost or over-refusal was measured on, in the words of the tasks."""
     metric = str((quantity or {}).get("metric") or "")
-    name, _, measure_name = metric.replace("/", ".").partition(".")
+    name, _, measure_name = metric.replace("/", ".").rpartition(".")  # a task's label may have points
+    name, measure_name = (name, measure_name) if name else (measure_name, "")
     for task in tasks:
         if task["name"] == name:
             titles = [measure["title"] for measure in task["measures"] if measure["name"] == measure_name]
