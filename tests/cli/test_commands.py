@@ -476,3 +476,22 @@ def test_an_invalid_comparison_is_told_and_the_merge_stands(sst: Command, inputs
     ended = sst("run", run_file(tmp_path / "run.yaml", inputs, tmp_path / "run", comparisons=same))
     assert ended.code == 0, ended.err
     assert "task_arithmetic: INVALID_IDENTICAL_WEIGHTS." in ended.out
+
+
+def test_a_run_folder_is_reported_on_with_the_settings_it_was_made_with(
+    sst: Command, inputs: Path, tmp_path: Path
+) -> None:
+    file, folder = run_file(tmp_path / "run.yaml", inputs, tmp_path / "run"), tmp_path / "run"
+    assert sst("run", file, "--set", "method.strength=0.5").code == 0
+    page = (folder / "report.md").read_bytes()
+    (folder / "report.md").unlink()
+    assert sst("report", file).code == 1  # another strength
+    ended = sst("report", folder)
+    assert ended.code == 0, ended.err
+    assert (folder / "report.md").read_bytes() == page
+    ended = sst("report", folder, "--set", "method.strength=1")
+    assert ended.code == 1
+    assert "is a run folder: its settings are its own. Leave --set and --output out." in ended.err
+    ended = sst("report", inputs)
+    assert ended.code == 1
+    assert "is no run folder: it has no manifest.json" in ended.err

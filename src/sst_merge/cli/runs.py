@@ -185,12 +185,23 @@ def evaluate(file: File, overrides: Set = None, output: Output = None, replace: 
     typer.echo(_run(config, "evaluate", replace=replace)["scores"])
 
 
-def report(file: File, overrides: Set = None, output: Output = None, as_json: AsJson = False) -> None:
+def report(
+    file: Annotated[Path, typer.Argument(help="Run file (YAML), or run folder.", show_default=False)],
+    overrides: Set = None,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
     """Make the report from the samples of a finished evaluation; loads no model."""
+    from sst_merge.run_folder import RunFolder
     from sst_merge.stages.plan import plan as make_plan
     from sst_merge.stages.report import report as make_report
 
-    config = load(file, overrides, output)
+    if file.is_dir():
+        if overrides or output:
+            raise ConfigError(f"{file} is a run folder: its settings are its own. Leave --set and --output out.")
+        config = _validate({**RunFolder(file).manifest()["config"], "output": str(file)}, None)
+    else:
+        config = load(file, overrides, output)
     _print_report(make_report(make_plan(config, root=Path())), config, as_json)
 
 
