@@ -392,7 +392,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
     if source.prompt_column == "prompt":
         table, earlier = as_prompts(table, f"{key}: {source.data}")
     else:
-        earlier = [()] * len(table)
+        earlier = None
     is_talk = bool(table) and any(column in table[0] for column in ("messages", "conversations"))
     columns = sorted({column for row in table for column in row if column is not None})
     if source.prompt_column not in columns:
@@ -411,7 +411,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line."
         )
     rows: dict[str, Row] = {}
-    for number, (entry, before) in enumerate(zip(table, earlier, strict=True), start=1):
+    for number, (entry, said) in enumerate(zip(table, earlier or [None] * len(table), strict=True), start=1):
         found = as_answer(entry.get(answer_column)) if answer_column else None
         prompt, answer = as_text(entry.get(source.prompt_column)), as_text(_number_as_text(found))
         if prompt is None:
@@ -424,7 +424,8 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in {where} ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
-        turns = turns_before(before, entry, source.system, f"{key}: {source.data}: row {number}")
+        others = {name: value for name, value in entry.items() if name not in {source.prompt_column, answer_column}}
+        turns = turns_before(said, others, source.system, f"{key}: {source.data}: row {number}")
         row = Row(row_id(prompt, turns), prompt, answer, cluster, source.weight, turns)
         keep_first(rows, row)
     found = list(rows.values())

@@ -72,12 +72,6 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before:
     """
     asked = messages((*before, Turn("user", prompt)))
     start = _rendered(base, asked, add_generation_prompt=True) + base.opening
-    # Without thoughts: templates leave earlier ones out.
-    if lost := next((turn for turn in before if turn.content.rpartition("</think>")[2].strip() not in start), None):
-        raise DataError(
-            f"the chat template of {base.reference} does not write the {lost.role} turn {shorten(lost.content, 60)!r} "
-            f"before the prompt {shorten(prompt, 60)!r}. Leave such turns out, or use a template that has them."
-        )
     start_ids = base.tokenizer(start, add_special_tokens=False)["input_ids"]
     if answer is None:
         check_length(base, prompt, len(start_ids), "tokens")
@@ -103,6 +97,21 @@ def encode(base: Base | Encoder, prompt: str, answer: str | None = None, before:
     answer_ids = answer_ids[: end + 1]
     check_length(base, prompt, len(start_ids) + len(answer_ids), "tokens with its answer")
     return Encoded(tuple(start_ids + answer_ids), len(start_ids))
+
+
+def unwritten(base: Base | Encoder, order: Sequence[str]) -> str | None:
+    """The role of an earlier turn that the chat template leaves out of conversations of this order of roles.
+
+    By words that stand for the turns: what a template does to a turn's own words (thoughts are cut, switches taken out)
+    says nothing of that.
+
+    Raises:
+        DataError: If the template refuses such conversations.
+    """
+    words = [f"turn{'abcdefghij'[number % 10] * (1 + number // 10)}word" for number in range(len(order) + 1)]
+    turns = tuple(Turn(role, word) for role, word in zip([*order, "user"], words, strict=True))
+    written = _rendered(base, messages(turns), add_generation_prompt=True)
+    return next((turn.role for turn in turns if turn.content not in written), None)
 
 
 def messages(turns: Turns) -> list[dict[str, str]]:

@@ -310,7 +310,7 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
         tokenizer = AutoTokenizer.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         folder = Path(reference)
-        if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        if folder.is_dir() and not any(any(folder.glob(name)) for name in ("*token*", "vocab*", "*.model", "tekken*")):
             raise ModelError(f"base_model: the folder {reference!r} holds no tokenizer. Copy it there.") from error
         raise ModelError(f"base_model: cannot load the tokenizer of {reference!r}: {error}") from error
     prepare_tokenizer(reference, tokenizer, chat_template)
@@ -462,14 +462,18 @@ def model_identity(reference: str, revision: str | None = None) -> str:
 
 def model_type(reference: str) -> str | None:
     """The architecture's name; ``None`` for what is no folder with a configuration here."""
-    if not (Path(reference) / "config.json").is_file():
+    try:
+        config = json.loads((Path(reference) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return str(getattr(_config(reference), "model_type", "")) or None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def has_weights(reference: str) -> bool:
     """Whether a local folder holds weights; a model that is no folder does."""
-    return not Path(reference).is_dir() or any(path.suffix == ".safetensors" for path in Path(reference).iterdir())
+    return not Path(reference).is_dir() or any(
+        path.suffix == ".safetensors" and not path.name.startswith("adapter_") for path in Path(reference).iterdir()
+    )
 
 
 def weights_identity(reference: str, revision: str | None = None) -> str:

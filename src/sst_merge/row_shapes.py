@@ -25,7 +25,7 @@ Turns = tuple[Turn, ...]
 """First an optional system turn, then user and assistant in turn."""
 
 
-def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
+def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns] | None]:
     """Rows of a known shape with a ``prompt``, and an ``answer`` where they have one; other columns stay.
 
     Known are the chat format (``messages`` of ``role`` and ``content``), ShareGPT (``conversations`` of ``from`` and
@@ -38,7 +38,7 @@ def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
         where: Names it in messages.
 
     Returns:
-        The rows, and of each the turns of its conversation before the prompt.
+        The rows, and of each the turns of its conversation before the prompt; ``None`` for a table of another shape.
 
     Raises:
         DataError: If user and assistant do not take turns, or a turn has no text.
@@ -47,14 +47,14 @@ def as_prompts(table: Table, where: str) -> tuple[Table, list[Turns]]:
         if table and all(map(is_so, table)):
             rows = [read(row, f"{where}: row {number}") for number, row in enumerate(table, start=1)]
             return [row for row, _ in rows], [before for _, before in rows]
-    return table, [()] * len(table)
+    return table, None
 
 
-def turns_before(said: Turns, row: dict[str, Any], system: str | None, where: str) -> Turns:
+def turns_before(said: Turns | None, row: dict[str, Any], system: str | None, where: str) -> Turns:
     """All turns before a prompt.
 
     Args:
-        said: Those of its conversation.
+        said: Those of its conversation; ``None`` in a table of no known shape, whose columns may be something else.
         row: Whose columns ``system``, a text, and ``history``, pairs of a prompt and an answer, are read.
         system: Content of a system turn where neither conversation nor column has one.
         where: Names the row in messages.
@@ -62,6 +62,8 @@ def turns_before(said: Turns, row: dict[str, Any], system: str | None, where: st
     Raises:
         DataError: If conversation and columns both have such turns, or a column holds something else.
     """
+    if said is None:
+        said, row = (), {key: value for key, value in row.items() if _is_turns(key, value)}
     own, given = said[:1] if said and said[0].role == "system" else (), row.get("system")
     if own and not _is_blank(given):
         raise DataError(f"{where} has two system turns, one of them in column 'system' ({reprlib.repr(given)}).")
@@ -73,6 +75,12 @@ def turns_before(said: Turns, row: dict[str, Any], system: str | None, where: st
     if talk and earlier:
         raise DataError(f"{where} has earlier turns in column 'history' beside those of its conversation.")
     return (*own, *earlier, *talk)
+
+
+def _is_turns(column: str, value: Any) -> bool:
+    """Whether a column of a table of no known shape holds a system turn or earlier turns, and nothing else."""
+    is_pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return (column == "system" and as_text(value) is not None) or (column == "history" and is_pairs)
 
 
 def as_answer(value: Any) -> Any:

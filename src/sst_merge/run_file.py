@@ -154,7 +154,7 @@ def _only(section: Any, part: str, place: Sequence[str]) -> Any:
         return section
     if isinstance(section[0], str) and (key_of_bare := _key_of_bare(place)):
         section[0] = {key_of_bare: section[0]}
-    return section[0]
+    return section[0] if isinstance(section[0], dict) else section
 
 
 def _key_of_bare(place: Sequence[str]) -> str | None:

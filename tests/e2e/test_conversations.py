@@ -180,7 +180,9 @@ def test_a_template_that_drops_a_turn_is_told_before_the_run(
     adapters = {"utility": str(talks / "utility"), "safety": str(talks / "safety"), "allow_different_base": True}
     ended = sst("check", run_file(tmp_path / "run.yaml", talks, tmp_path / "run", adapters=adapters))
     assert ended.code == 1
-    assert "does not write the system turn 'Be brief.' before the prompt 'harm " in ended.err
+    assert "does not write the system turn of a conversation of system, user, such as that of the prompt 'harm " in (
+        ended.err
+    )
     values = {"base_model": str(talks / "base"), "role": "utility", "output": str(tmp_path / "adapter")}
     values |= {"data": str(talks / "utility_calibration.jsonl"), "validation": str(talks / "exact_match.jsonl")}
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from sst_merge.chat_template import CHAT_TEMPLATES, DATE, answer_opening, prepare_tokenizer, template_notes
+from sst_merge.data import Row
 from sst_merge.errors import DataError, ModelError
-from sst_merge.inference import encode
+from sst_merge.inference import encode, unwritten
 from sst_merge.models import Base, load_base, load_encoder, prepare_base
 from sst_merge.row_shapes import Turn
+from sst_merge.stages.rows import check_texts
 from tiny import CHAT_TEMPLATE, tiny_base, tiny_model, tiny_tokenizer, write_base, write_peft_adapter
 
 TURN = "<|im_start|>{{ message['role'] }}\n"
@@ -153,14 +155,30 @@ def test_the_plain_template_writes_a_system_turn_before_the_conversation() -> No
     assert written == f"{tokenizer.bos_token}Be brief.\n\n{talk}"
 
 
-def test_thoughts_of_earlier_answers_may_be_left_out_and_nothing_else() -> None:
-    answer = "{{ message['content'].split('</think>')[-1] }}"
-    base = base_with(CHAT_TEMPLATE.replace("{{ message['content'] }}", answer))
-    before = (Turn("user", "hi"), Turn("assistant", "<think>Hm.</think>\n\nHo."))
-    assert "Ho." in text(base, encode(base, "How?", before=before).ids)
-    base = base_with(CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'][:3] }}"))
-    with pytest.raises(DataError, match=r"tiny does not write the assistant turn 'Hello\.' before the prompt 'How\?'"):
-        encode(base, "How?", before=(Turn("user", "hi"), Turn("assistant", "Hello.")))
+LED = ("system", "user", "assistant")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{ message['content'] }}", None),
+        ("{{ message['content'].split('</think>')[-1].replace('/no_think', '').strip() }}", None),  # as Qwen3, SmolLM3
+        ("{% if message['role'] != 'system' %}{{ message['content'] }}{% endif %}", "system"),
+        ("{% if loop.last %}{{ message['content'] }}{% endif %}", "system"),
+        ("{% if message['role'] != 'assistant' %}{{ message['content'] }}{% endif %}", "assistant"),
+    ],
+)
+def test_a_turn_that_is_not_written_is_known_by_its_role(written: str, expected: str | None) -> None:
+    base = base_with(CHAT_TEMPLATE.replace("{{ message['content'] }}", written))
+    assert unwritten(base, LED) == expected
+    assert unwritten(base, ()) is None
+    before = (Turn("system", "/no_think"), Turn("user", "hi"), Turn("assistant", "<think>Hm.</think>Ho."))
+    rows = [Row("a", "How?", "So.", before=before), Row("b", "What?", "So.")]
+    if expected is None:
+        check_texts(base, rows, "data", reads_answers=False)
+    else:
+        with pytest.raises(DataError, match=f"data: the chat template of tiny does not write the {expected} turn of a"):
+            check_texts(base, rows[::-1], "data", reads_answers=False)
 
 
 def test_end_tokens_are_those_of_the_loaded_model_before_it_is_loaded(tmp_path: Path) -> None:

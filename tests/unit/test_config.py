@@ -538,3 +538,12 @@ def test_the_resolved_configuration_is_a_run_file() -> None:
     for change in ({}, {"calibration": {"safety": "a", "utility": "b"}}):
         config = RunConfig.model_validate(values | change)
         assert RunConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("comparisons.density", {"comparisons": [None]}), ("lora.target_modules.x", {"lora": {"target_modules": ["q"]}})],
+)
+def test_a_list_of_one_value_is_no_section(key: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="does not number an item of the list; it has 1"):
+        apply_overrides(values, [f"{key}=1"])

@@ -237,6 +237,24 @@ def test_a_system_turn_for_all_rows_goes_before_those_that_have_none(tmp_path: P
     assert row.id == without.id  # the same prompt: not to be calibrated on with, and evaluated without
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"history": "Some post", "reply": "So."}, {"prompt_column": "history", "answer_column": "reply"}),
+        ({"system": "Some post", "answer": "So."}, {"prompt_column": "system"}),
+        ({"prompt": "Some post", "history": "So."}, {"answer_column": "history"}),
+        ({"prompt": "Some post", "answer": "So.", "history": "see file 3", "system": 3}, {}),
+        ({"prompt": "Some post", "answer": "So.", "history": [{"role": "user", "content": "hi"}]}, {}),
+    ],
+    ids=str,
+)
+def test_columns_of_plain_tables_that_are_something_else_are_no_turns(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str]
+) -> None:
+    (found,) = load(tmp_path, write(tmp_path, "a.jsonl", [row]), **columns)
+    assert (found.prompt, found.answer, found.before) == ("Some post", "So.", ())
+
+
 def test_rows_that_differ_by_their_system_turn_only_are_taken_once_and_counted(tmp_path: Path) -> None:
     led = [{"system": who, "prompt": "How?", "answer": "So."} for who in ("A", "B", "C")]
     (row,) = load(tmp_path, write(tmp_path, "a.jsonl", [*led, {**led[0], "answer": "Or so."}]))

@@ -177,7 +177,8 @@ def compare(
     if style == "table":
         with StringIO() as text:
             to_terminal = output is None and sys.stdout.isatty()
-            width = int(columns) if (columns := os.environ.get("COLUMNS", "")).isdecimal() else TABLE_WIDTH
+            columns = os.environ.get("COLUMNS", "")
+            width = min(int(columns), TABLE_WIDTH) if columns.isdecimal() and int(columns) else TABLE_WIDTH
             console = Console() if to_terminal else Console(file=text, width=width)
             if console.width < NARROW_WIDTH:
                 console.print(comparison.blocks(rows), markup=False, highlight=False)

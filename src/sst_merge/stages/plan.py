@@ -42,6 +42,7 @@ from sst_merge.run_folder import RunFolder, require_free_space
 from sst_merge.stages.rows import (
     Inputs,
     check_evaluation_texts,
+    check_overlaps,
     check_texts,
     load_evaluation_rows,
     load_inputs,
@@ -492,23 +493,15 @@ def _check_overlaps(inputs: Inputs, adapters: list[tuple[str, Role, Path]]) -> N
     Raises:
         DataError: Naming the uses that share prompts.
     """
-    used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     calibrated = inputs.calibration_safety + inputs.calibration_utility
     prompts = {row.id: row.prompt for rows in (calibrated, *inputs.evaluation.values()) for row in rows}
     asked = [row.id for row in inputs.calibration_utility if row.answer_tokens is None]
     harmless = [row.id for row in inputs.calibration_utility if row.answer_tokens is not None]
     for name, ids in (("utility", asked), ("harmless", harmless)):
-        safety = [row.id for row in inputs.calibration_safety]
-        both = {"calibration.safety": safety, f"calibration.{name}": ids}
+        both = {"calibration.safety": [row.id for row in inputs.calibration_safety], f"calibration.{name}": ids}
         check_disjoint(both, prompts)
-        for use, evaluated in used.items():
-            check_disjoint(both | {use: evaluated}, prompts)
-    # Two tasks may put one prompt after different system turns.
-    apart = {
-        use: {f"{row.id} {[turn for turn in row.before if turn.role == 'system']}": row.prompt for row in rows}
-        for use, rows in zip(used, inputs.evaluation.values(), strict=True)
-    }
-    check_disjoint(dict(apart), {name: prompt for prompts in apart.values() for name, prompt in prompts.items()})
+        check_overlaps(both, inputs.evaluation)
+    used = {f"evaluation.{task}": [row.id for row in rows] for task, rows in inputs.evaluation.items()}
     used["calibration"] = [row.id for row in calibrated]
     for label, _, folder in adapters:
         learnt = training_rows(folder)

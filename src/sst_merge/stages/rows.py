@@ -1,15 +1,16 @@
 """The rows of a run: what it calibrates on, what it evaluates on, and what should be said of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
 from sst_merge.chat_template import end_texts
 from sst_merge.config import CalibrationConfig, DataSource, EvaluationConfig, RunConfig, TaskConfig
-from sst_merge.data import Row, keep_first, left_out, load_rows, row_id, shown, with_answers
+from sst_merge.data import Row, check_disjoint, keep_first, left_out, load_rows, row_id, shown, with_answers
 from sst_merge.errors import DataError
-from sst_merge.inference import check_room, encode
+from sst_merge.inference import check_room, encode, unwritten
 from sst_merge.models import Base, Encoder
 from sst_merge.run_folder import canonical_sha256
 from sst_merge.tasks import AnswerTask, LmEval, build_task
@@ -142,7 +143,27 @@ def load_sources(
     return list(rows.values())
 
 
-def check_texts(encoder: Encoder, rows: list[Row], where: str, *, reads_answers: bool, room: int = 0) -> None:
+def check_overlaps(others: Mapping[str, Iterable[str]], evaluation: Mapping[str, list[Row]]) -> None:
+    """No task may ask what other rows have, nor two tasks the same, unless after different system turns.
+
+    Args:
+        others: Ids of rows that are calibrated on or learnt, by use; disjoint themselves.
+        evaluation: Rows by task.
+
+    Raises:
+        DataError: Naming the uses that share prompts.
+    """
+    apart = {}
+    for task, rows in evaluation.items():
+        prompts = {row.id: row.prompt for row in rows}
+        check_disjoint({**others, f"evaluation.{task}": prompts}, prompts)
+        apart[f"evaluation.{task}"] = {
+            f"{row.id} {[turn for turn in row.before if turn.role == 'system']}": row.prompt for row in rows
+        }
+    check_disjoint(apart, {name: prompt for prompts in apart.values() for name, prompt in prompts.items()})
+
+
+def check_texts(encoder: Base | Encoder, rows: list[Row], where: str, *, reads_answers: bool, room: int = 0) -> None:
     """Rows must be what the chat template writes and the model's context holds, and their answers end where they end.
 
     A text has no more tokens than bytes, so of many rows only some are encoded: long ones, the first one of every order
@@ -167,13 +188,20 @@ def check_texts(encoder: Encoder, rows: list[Row], where: str, *, reads_answers:
         tokens = len(said.encode()) + template * (1 + len(row.before)) + room
         if order in orders and tokens <= longest and not any(end in answer for end in ends):
             continue
-        orders.add(order)
         try:
             if reads_answers:
                 encode(encoder, row.prompt, row.answer, row.before)
-            check_room(encoder, row.prompt, room, row.before)
+            if room or not reads_answers:
+                check_room(encoder, row.prompt, room, row.before)
+            if order not in orders and (role := unwritten(encoder, order)):
+                raise DataError(
+                    f"the chat template of {encoder.reference} does not write the {role} turn of a conversation of "
+                    f"{', '.join([*order, 'user'])}, such as that of the prompt {shorten(row.prompt, 60)!r}. Leave "
+                    "such turns out, or use a template that has them."
+                )
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
+        orders.add(order)
 
 
 def check_evaluation_texts(

@@ -47,7 +47,14 @@ from sst_merge.progress import Reporter, TerminalReporter
 from sst_merge.row_shapes import Turn
 from sst_merge.run_folder import RunFolder, differences, versions
 from sst_merge.stages.evaluate import Arm, evaluate_arm
-from sst_merge.stages.rows import check_evaluation_texts, check_texts, load_evaluation_rows, load_tasks, rows_sha256
+from sst_merge.stages.rows import (
+    check_evaluation_texts,
+    check_overlaps,
+    check_texts,
+    load_evaluation_rows,
+    load_tasks,
+    rows_sha256,
+)
 from sst_merge.stages.run import fetch_model
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.wheels import replace_file
@@ -84,14 +91,9 @@ def prepare(config: TrainConfig, *, root: Path) -> Prepared:
     validation = _rows(config.validation, "validation", config.seed, root)
     tasks = load_tasks(config.evaluation, root)
     held_out = load_evaluation_rows(config.evaluation, tasks, seed=config.seed, root=root)
-    check_disjoint(
-        {
-            "data": (row.id for row in learn),
-            "validation": (row.id for row in validation),
-            **{f"evaluation.{task}": (row.id for row in rows) for task, rows in held_out.items()},
-        },
-        {row.id: row.prompt for rows in (learn, validation, *held_out.values()) for row in rows},
-    )
+    learnt = {use: [row.id for row in rows] for use, rows in (("data", learn), ("validation", validation))}
+    check_disjoint(learnt, {row.id: row.prompt for rows in (learn, validation) for row in rows})
+    check_overlaps(learnt, held_out)
     identity = {
         "config": _settings(config),
         "rows_sha256": rows_sha256([*learn, *validation]),
@@ -132,6 +134,8 @@ def train(config: TrainConfig, *, root: Path = Path(), reporter: Reporter | None
         if earlier == config.evaluation and record.get("evaluation_sha256", {}) == evaluation_sha256:
             return config.output
         reporter.say(f"{config.output} was measured with other settings or rows; it is measured again.")
+        encoder = load_encoder(config.base_model, config.revision, config.chat_template)
+        check_evaluation_texts(encoder, config.evaluation, tasks, held_out)
     record |= {
         "evaluation": config.evaluation and config.evaluation.model_dump(mode="json"),
         "evaluation_sha256": evaluation_sha256,

@@ -449,3 +449,16 @@ def test_a_base_of_another_kind_than_the_adapters_were_trained_on_is_refused(inp
     adapters = {"utility": str(inputs / "utility"), "safety": str(inputs / "safety"), "allow_different_base": True}
     (note,) = [note for note in made(inputs, base_model=str(other), adapters=adapters).notes if "as their base" in note]
     assert note.endswith("the shapes agree, whether the weights do is unchecked")
+
+
+def test_what_the_named_base_cannot_say_stops_no_run(inputs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    own = copied(inputs, tmp_path / "inputs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    for name in ("utility", "safety"):
+        file = own / name / "adapter_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(config | {"base_model_name_or_path": "other"}), encoding="utf-8")
+    for text in ("not json", "[]", '{"auto_map": {}}'):
+        (tmp_path / "other" / "config.json").write_text(text, encoding="utf-8")
+        assert any("whether the weights do is unchecked" in note for note in made(own).notes)
