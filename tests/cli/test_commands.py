@@ -146,8 +146,8 @@ def test_check_loads_nothing_and_writes_nothing(
     ended = sst("check", file)
     assert ended.code == 0
     assert ended.out == (
-        f"{file}: no problems found. sst on 14 modules; calibration on 5 safety and 5 utility samples "
-        "(0 MB of statistics); adapter of 0.0 M parameters; 18 samples to evaluate per arm. "
+        f"{file}: no problems found. sst on 14 modules; calibration on 5 safety samples of 5 prompts and "
+        "5 utility samples of 5 (0 MB of statistics); adapter of 0.0 M parameters; 18 samples to evaluate per arm. "
         "Detectable with 80 % power, if a tenth of the answers change: "
         "refusal 33 points, over_refusal 40 points, exact_match 36 points.\n"
     )
@@ -331,7 +331,8 @@ def test_merge_takes_adapters_and_data_several_times_and_drops_none(sst: Command
     )
     data += ("--calibration-safety", inputs / "safety_calibration.jsonl")
     assert sst("merge", *adapters, *data, "--output", tmp_path / "both").code == 0
-    assert json.loads((tmp_path / "both" / "plan.json").read_text())["calibration_samples"]["utility"] == 11
+    described = json.loads((tmp_path / "both" / "plan.json").read_text())
+    assert described["calibration_samples"]["utility"] == described["calibration_prompts"]["utility"] == 11
     ended = sst("merge", *adapters, *data, "--method", "task_arithmetic", "--output", tmp_path / "no")
     assert ended.code == 1
     assert "method 'task_arithmetic' reads no calibration data; leave --calibration-... out." in ended.err

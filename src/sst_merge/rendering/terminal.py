@@ -10,11 +10,12 @@ from sst_merge.rendering.cells import estimate_cell
 def plan_sentence(description: dict[str, Any]) -> str:
     """A plan in a sentence."""
     samples = sum(description["evaluation_samples"].values())
-    calibration = description["calibration_samples"]
+    samples_of, prompts_of = description["calibration_samples"], description["calibration_prompts"]
     parts = [f"{description['method']['name']} on {len(description['modules'])} modules"]
     if description["statistics_required"]:
         parts.append(
-            f"calibration on {calibration['safety']} safety and {calibration['utility']} utility samples "
+            f"calibration on {samples_of['safety']} safety samples of {prompts_of['safety']} prompts and "
+            f"{samples_of['utility']} utility samples of {prompts_of['utility']} "
             f"({description['statistics_bytes'] / 1e6:.0f} MB of statistics)"
         )
     parts.append(f"adapter of {description['adapter_parameters'] / 1e6:.1f} M parameters")

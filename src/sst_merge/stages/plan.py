@@ -395,6 +395,10 @@ def describe(made: Plan) -> dict[str, Any]:
             "safety": len(made.inputs.calibration_safety),
             "utility": len(made.inputs.calibration_utility),
         },
+        "calibration_prompts": {
+            "safety": len({row.id for row in made.inputs.calibration_safety}),
+            "utility": len({row.id for row in made.inputs.calibration_utility}),
+        },
         "evaluation_samples": {task: len(rows) for task, rows in made.inputs.evaluation.items()},
         "detectable_differences": _detectable_differences(made),
         "statistics_bytes": _statistics_bytes(made, modules),
