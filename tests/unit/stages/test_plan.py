@@ -462,3 +462,13 @@ def test_what_the_named_base_cannot_say_stops_no_run(inputs: Path, tmp_path: Pat
     for text in ("not json", "[]", '{"auto_map": {}}'):
         (tmp_path / "other" / "config.json").write_text(text, encoding="utf-8")
         assert any("whether the weights do is unchecked" in note for note in made(own).notes)
+
+
+def test_one_folder_twice_and_an_evaluation_without_a_family_are_noted(inputs: Path) -> None:
+    twice = {"utility": [str(inputs / "utility")] * 2, "safety": str(inputs / "safety")}
+    harmful = {"tasks": [{"task": "refusal", "data": str(inputs / "refusal.jsonl")}]}
+    notes = made(inputs, adapters=twice, evaluation=harmful).notes
+    assert "adapters.utility names one folder more than once; its update is added as often" in notes
+    told = "evaluation has no utility task: no Safety Tax is stated, and the verdict finds no price because none is"
+    assert any(note.startswith(told) for note in notes)
+    assert not [note for note in made(inputs).notes if "more than once" in note or "evaluation has no" in note]
