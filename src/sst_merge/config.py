@@ -19,7 +19,7 @@ from sst_merge.adapter_config import is_regex
 from sst_merge.chat_template import CHAT_TEMPLATES
 from sst_merge.data import DataSource
 from sst_merge.methods import Method
-from sst_merge.section import Label, Section
+from sst_merge.section import Label, Section, file_stem
 from sst_merge.statistics import Request
 from sst_merge.tasks import TASKS, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX
@@ -155,7 +155,7 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _unique_tasks(self) -> "EvaluationConfig":
         names = [task.name for task in self.tasks]
-        if len(names) != len({name.replace(":", "-") for name in names}):  # as their files are called
+        if len(names) != len({file_stem(name) for name in names}):
             raise ValueError(f"a task that stands twice in evaluation.tasks needs a label of its own, got {names}")
         return self
 

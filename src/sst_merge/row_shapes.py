@@ -188,7 +188,7 @@ def _conversation(
             f"{where}: {column} must be user and assistant in turn, the user first or after a system turn, got {roles}."
         )
     answer = {"answer": said[-1].get("content")} if len(said) % 2 == 0 else {}
-    asked = [*messages[: len(messages) - len(answer)]]
+    asked = messages[: len(messages) - len(answer)]
     turns = [turn for turn in asked if turn.get("role") != "system" or not _is_blank(turn.get("content"))]
     *before, last = [_turn(turn["role"], turn.get("content"), column, where) for turn in turns]
     return {**row, "prompt": last.content, **answer}, tuple(before)

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sst_merge.errors import RunFolderError
+from sst_merge.section import file_stem
 from sst_merge.wheels import replace_file
 
 LONGEST_VALUE = 100
@@ -59,7 +60,7 @@ class RunFolder:
 
     def scores_file(self, arm: str, task: str) -> Path:
         """Samples of one arm on one task, one JSON object a line."""
-        return self.scores / arm / f"{task.replace(chr(58), chr(45))}.jsonl"  # lm_eval:mmlu -> lm_eval-mmlu
+        return self.scores / arm / f"{file_stem(task)}.jsonl"
 
     def arm_file(self, arm: str) -> Path:
         """What was evaluated as this arm: hashes, norms, probe."""

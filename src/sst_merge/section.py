@@ -40,5 +40,10 @@ def _file_name(label: str) -> str:
     return label
 
 
+def file_stem(name: str) -> str:
+    """What the files of a task are called: ``lm_eval:mmlu`` is ``lm_eval-mmlu``."""
+    return name.replace(":", "-")
+
+
 Label = Annotated[str, AfterValidator(_file_name)]
 """What tells one of several alike from the others, in names of files and entries of results."""

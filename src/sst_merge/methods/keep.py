@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sst_merge.section import Section
 
-TIE = 1e-9
+VALUE_ROUNDING = 1e-9
 """Values of lambda that differ by less than this fraction are one: they are computed in float64."""
 ENERGY_ROUNDING = 1e-12
 """Sums of shares of energy in float64 may miss the whole by this fraction; it must not ask for one more direction."""
@@ -23,7 +23,8 @@ class Keep(Section):
     soft: float | None = Field(default=None, ge=0, le=1e9)
     """Price of utility sensitivity in units of safety sensitivity: weights lambda / (lambda + price). 0 keeps all."""
     directions: int | None = Field(default=None, ge=0)
-    """Keep this many directions per module (per model in global scope), those with the largest lambda."""
+    """Keep this many directions per module (per model in global scope), those with the largest lambda; fewer where
+    directions that tie go beyond them."""
     threshold: float | None = Field(default=None, ge=0)
     """Keep the directions with lambda at or above this value."""
     energy: float | None = Field(default=None, ge=0, le=1)
@@ -69,7 +70,7 @@ class Keep(Section):
         every = torch.cat([values, values.new_tensor([neutral])])
         order = every.argsort(descending=True, stable=True)
         falling = every[order]
-        is_new = falling[:-1] - falling[1:] > TIE * falling[:-1].abs()
+        is_new = falling[:-1] - falling[1:] > VALUE_ROUNDING * falling[:-1].abs()
         group = torch.cat([is_new.new_zeros(1, dtype=torch.int64), is_new.cumsum(dim=0)])  # of each, in falling order
         counts = torch.cat([torch.ones_like(values), values.new_tensor([neutral_count])])
         shares = torch.cat([energies, energies.new_tensor([neutral_energy])])
