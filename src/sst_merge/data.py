@@ -404,7 +404,10 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
     if answer_column is not None and answer_column not in columns:
         raise DataError(f"{key}: {source.data} has no column '{answer_column}'. Columns found: {', '.join(columns)}.")
     if needs_answer and answer_column is None and source.answers is None and is_talk:
-        raise DataError(f"{key}: {source.data}: no conversation ends with an assistant turn, so there is no answer.")
+        raise DataError(
+            f"{key}: {source.data}: no conversation ends with an assistant turn, so there are no answers.\n"
+            "  Add one to each, or set answers to a text file with one answer a line."
+        )
     if needs_answer and answer_column is None and source.answers is None:
         raise DataError(
             f"{key}: {source.data} has no answers. Columns found: {', '.join(columns)}.\n"

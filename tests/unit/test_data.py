@@ -255,6 +255,16 @@ def test_columns_of_plain_tables_that_are_something_else_are_no_turns(
     assert (found.prompt, found.answer, found.before) == ("Some post", "So.", ())
 
 
+def test_conversations_without_answers_and_a_folder_are_called_so(tmp_path: Path) -> None:
+    reference = write(tmp_path, "a.jsonl", [{"messages": CHAT[:1]}])
+    assert message(tmp_path, reference) == (
+        "data.0: a.jsonl: no conversation ends with an assistant turn, so there are no answers.\n"
+        "  Add one to each, or set answers to a text file with one answer a line."
+    )
+    (tmp_path / "folder.jsonl").mkdir()
+    assert message(tmp_path, "folder.jsonl") == f"data.0: {tmp_path / 'folder.jsonl'} is a folder. Give a file in it."
+
+
 def test_rows_that_differ_by_their_system_turn_only_are_taken_once_and_counted(tmp_path: Path) -> None:
     led = [{"system": who, "prompt": "How?", "answer": "So."} for who in ("A", "B", "C")]
     (row,) = load(tmp_path, write(tmp_path, "a.jsonl", [*led, {**led[0], "answer": "Or so."}]))
