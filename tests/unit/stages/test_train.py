@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from families import write_other
 from sst_merge.config import TrainConfig
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import paired_difference
@@ -346,3 +347,23 @@ def test_an_arm_that_was_not_scored_has_no_rate(finished: None, scored: Callable
     asked(3)
     trained_here()
     assert "| 3 | 0.0% | not scored | no interval: 0 pair(s)" in (OUTPUT / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_adapter_of_transposed_weights_is_trained_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT warns where it has to correct ``fan_in_fan_out``, and a warning is an error here."""
+    write_other(tmp_path, "gpt2")
+    monkeypatch.chdir(tmp_path)
+    for name in ("learn", "validation"):
+        write_rows(Path(f"{name}.jsonl"), name, 4, answers=COLOURS)
+    trained_here(evaluation=None)
+    config = json.loads((OUTPUT / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["fan_in_fan_out"] is True
+    assert {
+        key.rpartition(".lora_")[0].rpartition(".")[2] for key in load_file(OUTPUT / "adapter_model.safetensors")
+    } == {
+        "c_attn",
+        "c_proj",
+        "c_fc",
+    }
