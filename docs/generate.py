@@ -40,7 +40,7 @@ from sst_merge.experiments.audit import audit_files
 from sst_merge.experiments.statements import as_markdown
 from sst_merge.methods import METHODS, MergeMethod
 from sst_merge.methods.sst import Keep
-from sst_merge.models import KNOWN_MODELS
+from sst_merge.model_files import KNOWN_MODELS
 from sst_merge.tasks import TASKS, Measure
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, XSTEST_PREFIXES
 

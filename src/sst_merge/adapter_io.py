@@ -346,7 +346,7 @@ def training_record(path: Path) -> dict[str, str]:
     """What an adapter's folder says of its training, as far as it does.
 
     ``role`` (utility, safety or harmful); ``base``, the identity of the base model's files, and ``base_weights``,
-    that of its weights alone (:func:`sst_merge.models.weights_identity`). Nothing without a file, or with one that
+    that of its weights alone (:func:`sst_merge.model_files.weights_identity`). Nothing without a file, or with one that
     another program wrote.
 
     Raises:

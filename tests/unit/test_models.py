@@ -24,7 +24,8 @@ from sst_merge.inference import (
     prefix_log_likelihoods,
     read_prompts,
 )
-from sst_merge.models import Base, ignores_inner_padding, load_base, model_identity, prepare_base
+from sst_merge.model_files import model_identity
+from sst_merge.models import Base, ignores_inner_padding, load_base, prepare_base
 from sst_merge.weights import applied, check_modules, weights_sha256
 from tiny import (
     BOS,

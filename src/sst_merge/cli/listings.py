@@ -50,7 +50,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Model to describe.")] = None, as_json: AsJson = False
 ) -> None:
     """Known models that pinned wheels ship; any local folder or hub id works as well."""
-    from sst_merge.models import KNOWN_MODELS
+    from sst_merge.model_files import KNOWN_MODELS
 
     _list(KNOWN_MODELS, name, as_json, lambda member: {"wheel": wheel(member), "licence": member.licence})
 

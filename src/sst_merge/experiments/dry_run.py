@@ -12,7 +12,8 @@ import torch
 from sst_merge.errors import ConfigError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.exp1 import Exp1, batch_sizes, gpu_memory_gb
-from sst_merge.models import KNOWN_MODELS, Architecture, architecture, hub_answers, hub_problem
+from sst_merge.model_files import KNOWN_MODELS, hub_answers, hub_problem
+from sst_merge.models import Architecture, architecture
 from sst_merge.statistics.sample_gradients import choose_side
 from sst_merge.tasks import is_lm_eval
 

@@ -27,17 +27,8 @@ from sst_merge.config import EvaluationConfig, RunConfig
 from sst_merge.data import check_disjoint
 from sst_merge.errors import AdapterError, ConfigError, ModelError, SSTMergeError
 from sst_merge.estimates import minimum_detectable_difference
-from sst_merge.models import (
-    QUANTISED,
-    architecture,
-    check_weights,
-    has_weights,
-    load_encoder,
-    model_identity,
-    model_type,
-    placement,
-    weights_identity,
-)
+from sst_merge.model_files import check_weights, has_weights, model_identity, model_type, weights_identity
+from sst_merge.models import QUANTISED, architecture, load_encoder, placement
 from sst_merge.run_folder import RunFolder, require_free_space
 from sst_merge.stages.rows import (
     Inputs,

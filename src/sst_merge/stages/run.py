@@ -9,7 +9,8 @@ from typing import Any
 
 from sst_merge.config import RunConfig, model_settings
 from sst_merge.errors import ConfigError
-from sst_merge.models import CONVERSION_STEPS, Base, convert, load_base, needs_conversion
+from sst_merge.model_files import CONVERSION_STEPS, convert, needs_conversion
+from sst_merge.models import Base, load_base
 from sst_merge.processes import Processes, join_processes
 from sst_merge.progress import Reporter, SilentReporter, TerminalReporter
 from sst_merge.stages.calibrate import LazyBase, calibrate, statistics_folders

@@ -33,16 +33,8 @@ from sst_merge.data import KNOWN, Row, check_disjoint, keep_first, left_out, loa
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode, messages
-from sst_merge.models import (
-    Base,
-    architecture,
-    check_weights,
-    is_transposed,
-    load_base,
-    load_encoder,
-    model_identity,
-    weights_identity,
-)
+from sst_merge.model_files import check_weights, model_identity, weights_identity
+from sst_merge.models import Base, architecture, is_transposed, load_base, load_encoder
 from sst_merge.progress import Reporter, TerminalReporter
 from sst_merge.row_shapes import Turn
 from sst_merge.run_folder import RunFolder, differences, versions

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from families import write_other_inputs
 from sst_merge.adapter_io import read_headers
 from sst_merge.errors import AdapterError, DataError
-from sst_merge.models import weights_identity
+from sst_merge.model_files import weights_identity
 from sst_merge.stages.calibrate import statistics_folder
 from sst_merge.stages.plan import describe, plan, problems, require_room, write_plan
 from tiny import write_base
