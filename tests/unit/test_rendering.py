@@ -22,7 +22,7 @@ from rich.console import Console
 from sst_merge.errors import RunFolderError
 from sst_merge.rendering import render_html, render_markdown
 from sst_merge.rendering.cells import difference_cell
-from sst_merge.rendering.figures import place_labels
+from sst_merge.rendering.figures import draw_figures, place_labels
 from sst_merge.rendering.page import FLAG_NOTES
 from sst_merge.rendering.terminal import rates_table
 
@@ -404,6 +404,16 @@ def test_axis_turns_round_where_lower_utility_is_better(results):
     low, high = _figures(page)["tradeoff"]["narrow"]["xaxis"]["range"]
     assert low > high
     assert "runs from high to low" in page.text
+
+
+def test_a_picture_names_the_tasks_that_it_does_not_show(results):
+    everyday = next(task for task in results["tasks"] if task["family"] == "over_refusal")
+    said = "Not in this picture, but in the tables: Questions of a second kind."
+    assert said not in draw_figures(results)[1]["overrefusal"]
+    results["tasks"].append(everyday | {"name": "second", "title": "Questions of a second kind"})
+    _, notes = draw_figures(results)
+    assert said in notes["overrefusal"]
+    assert said not in notes["tradeoff"]
 
 
 @pytest.mark.parametrize("render", [render_html, render_markdown])

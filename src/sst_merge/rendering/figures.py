@@ -53,6 +53,7 @@ def draw_figures(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, lis
             notes[name].append(f"Not drawn: no task measures {missing}.")
             continue
         points, notes[name] = _points(results, x, harmful)
+        notes[name] += [note for axis in (x, harmful) if (note := _left_out(results, axis))]
         if name == "tradeoff" and x.measure.get("higher_is_better") is False:
             notes[name].append("Lower is better on the horizontal axis, so it runs from high to low.")
             x = Axis(x.task, x.measure, x.title, is_reversed=True)  # noqa: PLW2901
@@ -78,6 +79,16 @@ def _axis(results: dict[str, Any], family: str) -> Axis | None:
     measure = pictured_measure(tasks[0])
     unit = "%" if measure["unit"] == "pp" else measure["unit"]
     return Axis(tasks[0], measure, f"{tasks[0]['title']}: {measure['title']} ({unit})")
+
+
+def _left_out(results: dict[str, Any], axis: Axis) -> str | None:
+    """Say which tasks of the axis' family the picture does not show."""
+    others = [
+        task["title"]
+        for task in results["tasks"]
+        if task["family"] == axis.task["family"] and task["measures"] and task is not axis.task
+    ]
+    return f"Not in this picture, but in the tables: {', '.join(others)}." if others else None
 
 
 def _points(results: dict[str, Any], x: Axis, y: Axis) -> tuple[list[Point], list[str]]:
