@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from ablation_report import ARMS, OURS, front_keys, path_keys, report
 
-from sst_merge.adapter import Updates, concatenate
+from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter, training_rows
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.config import TrainConfig
@@ -48,13 +48,12 @@ from sst_merge.inference import (
     read_prompts,
 )
 from sst_merge.methods import METHODS
-from sst_merge.methods.sst import Sst
 from sst_merge.models import Base, load_base, placement
 from sst_merge.progress import SilentReporter
 from sst_merge.run_file import load_config
 from sst_merge.run_folder import canonical_sha256, versions
 from sst_merge.stages.calibrate import distinct, encode_rows, second_point
-from sst_merge.stages.merge import Merged, merge_updates
+from sst_merge.stages.merge import Merged, merge_reusing
 from sst_merge.stages.rows import contrasted, rows_sha256
 from sst_merge.stages.train import train
 from sst_merge.statistics import STATISTICS, PooledGradients, Request, SampleGradients, Statistics
@@ -461,6 +460,8 @@ def part_of(read: ReadPrompts, places: list[int]) -> ReadPrompts:
 
 
 MEASURES = ("text", "likelihood")
+Patches = dict[str, dict[str, Merged]]
+"""Steered patches by variant, since variants may have statistics of their own, and by settings."""
 
 
 def recorded(file: Path) -> dict[str, dict[str, Any]]:
@@ -472,23 +473,12 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def merged(
-    trial: Trial, utility: Updates, safety: Updates, store: Statistics | None, seed: int, patches: dict[str, Merged]
+    trial: Trial, utility: Updates, safety: Updates, store: Statistics | None, seed: int, patches: Patches
 ) -> Merged:
-    """What the method makes of both updates; of a patch that was kept, with the diagnostics of strength 1.
-
-    Where ``U`` is left whole (:class:`sst_merge.methods.Sst` in the coordinates of ``S``), utility weight and strength
-    are factors on ``U`` and on ``P(S)``, and ``patches`` keeps ``P(S)`` for the next trial of the same settings.
-    """
+    """What the method makes of both updates; ``patches`` are those of one cell."""
     method = METHODS[VARIANTS[trial.variant][0]].model_validate(trial.settings)
-    if not isinstance(method, Sst) or method.span != "safety":
-        return merge_updates(method, utility, safety, store, seed=seed, reporter=SilentReporter())
-    alone = method.model_copy(update={"utility_weight": 0.0, "strength": 1.0})
-    key = f"{trial.variant} {alone.model_dump_json()}"
-    if key not in patches:
-        patches[key] = merge_updates(alone, utility, safety, store, seed=seed, reporter=SilentReporter())
-    patch = patches[key].updates
-    parts = {name: (utility[name].scaled(method.utility_weight), patch[name].scaled(method.strength)) for name in patch}
-    return patches[key]._replace(updates={name: concatenate(list(both)) for name, both in parts.items()})
+    of_its_data = patches.setdefault(trial.variant, {})
+    return merge_reusing(of_its_data, method, utility, safety, store, seed=seed, reporter=SilentReporter())
 
 
 def evaluated(
@@ -496,7 +486,7 @@ def evaluated(
     cell: Cell,
     wanted: dict[str, dict[str, set[str]]],
     statistics: dict[str, Statistics],
-    patches: dict[str, Merged],
+    patches: Patches,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Score what is not in ``<split>.jsonl`` yet, each model on all its splits at once, and read the files.
 
@@ -577,7 +567,7 @@ def run_cell(base: Base, cell: Cell, variants: Sequence[str]) -> None:
     tried = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in trials(variants)}
     whole = {key: set(MEASURES) for key in (*ARMS, *tried)}
     paths = {key: set(MEASURES) for key in (*ARMS, *(key for name in variants for key in path_keys(tried, name)))}
-    patches: dict[str, Merged] = {}
+    patches: Patches = {}
     found = evaluated(base, cell, {"validation": whole, "test": paths}, statistics, patches)
     evaluated(base, cell, {"test": wanted_on_test(found["validation"], variants)}, statistics, patches)
 

@@ -26,7 +26,7 @@ from ablation import (
     ROOT,
     SIZES,
     TWO_POINTS,
-    Merged,
+    Patches,
     append,
     cells_of,
     merged,
@@ -146,7 +146,7 @@ def main() -> None:
     settings = {trial.key: {"variant": trial.variant, "settings": trial.settings} for trial in wanted}
     along = {key for method in METHODS for key in path_keys(settings, method)}
     statistics = cell.statistics(base, cell.folder() / "statistics", METHODS[:-1])
-    patches: dict[str, Merged] = {}
+    patches: Patches = {}
     models: dict[str, Callable[[], Updates]] = {arm: lambda arm=arm: arms[arm] for arm in ARMS}
     for trial in wanted:
         if trial.key in along:

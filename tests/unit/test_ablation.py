@@ -24,7 +24,7 @@ from sst_merge.methods.sst import MOST_REFUSED, PRICE
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
 from sst_merge.stages.merge import merge_updates
-from sst_merge.statistics import Request, SampleGradients, Statistics
+from sst_merge.statistics import SampleGradients
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.weights import applied
 from tiny import random_adapter, tiny_base
@@ -530,25 +530,6 @@ def test_reading_prompts_once_gives_the_scores_of_reading_them_for_each_measure(
             logits = base.model(input_ids=torch.tensor([sample.ids])).logits[0]
         chosen = logits.log_softmax(dim=1)[range(len(sample.ids) - 1), sample.ids[1:]]
         assert nats == pytest.approx(-float(chosen[sample.answer_start - 1 :].mean()), rel=1e-4)
-
-
-def test_one_patch_serves_all_strengths_and_weights(ablation: ModuleType, tmp_path: Path) -> None:
-    base = tiny_base(seed=5)
-    utility, safety = TinyCell(tmp_path, base).updates()
-    samples = [encode(base, row.prompt, row.answer) for row in TinyCell(tmp_path, base).rows("test")["utility"]]
-    gradients = SampleGradients.measure(
-        base, patch_bases(safety), samples, tmp_path, safety_samples=1, weights=[1.0, 1.0], batch_size=2
-    )
-    store = Statistics({Request("sample_gradients"): gradients})
-    patches: dict[str, Any] = {}
-    for trial in ablation.trials(["SST", "SST global", "SST diagonal", "SST none"]):
-        made = ablation.merged(trial, utility, safety, store, 0, patches)
-        method = METHODS["sst"].model_validate(trial.settings)
-        direct = merge_updates(method, utility, safety, store, seed=0, reporter=SilentReporter())
-        assert (made.modules, made.whole) == (direct.modules, direct.whole)
-        for name, update in direct.updates.items():
-            torch.testing.assert_close(made.updates[name].dense(), update.dense())
-    assert len(patches) == 4 * 2  # one a price
 
 
 def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(

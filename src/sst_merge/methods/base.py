@@ -93,6 +93,13 @@ class MergeMethod(BaseModel, ABC):
         """What a user should hear of these parameters before the run; ``where`` is their place in the run file."""
         return [f"{where}.strength is 0: nothing of the safety adapter is added"] if self.strength == 0 else []
 
+    def patch_alone(self) -> "MergeMethod | None":
+        """What makes ``P`` where this method makes ``utility_weight * U + strength * P``; ``None`` for other sums.
+
+        Merges that differ in these two factors alone then need the patch once.
+        """
+        return None
+
     def prepare(self, modules: Iterable[ModuleInputs]) -> Any:
         """Look at all modules once; the result reaches every :meth:`merge_module`. By default nothing."""
         del modules

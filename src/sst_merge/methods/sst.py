@@ -122,6 +122,12 @@ class Sst(MergeMethod):
         """The fields of these names."""
         return self.span, self.patch
 
+    def patch_alone(self) -> "Sst | None":
+        """In the coordinates of the safety update; in joint ones both are added before the factors are made."""
+        if self.span != "safety":
+            return None
+        return self.model_copy(update={"utility_weight": 0.0, "strength": 1.0, "label": None})
+
     def prepare(self, modules: Iterable[ModuleInputs]) -> GlobalState | None:
         """In global scope, add up the Gram matrices of all modules and solve once."""
         if self.scope == "module":

@@ -38,7 +38,7 @@ from sst_merge.models import Base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
-from sst_merge.stages.merge import merge_updates
+from sst_merge.stages.merge import Merged, merge_reusing
 from sst_merge.stages.plan import Plan, Role
 from sst_merge.stages.rows import answer_room
 from sst_merge.statistics import Statistics
@@ -75,12 +75,13 @@ def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter
     """
     if made.config.evaluation is None:
         return
+    patches: dict[str, Merged] = {}
     for name in arm_names(made):
         if is_complete(made, name):
             continue
         made.folder.arm_file(name).unlink(missing_ok=True)  # with it an arm counts as summarised
         with made.folder.timed(f"evaluate.{name}"):
-            arm = _arm(made, name, statistics, reporter)
+            arm = _arm(made, name, statistics, patches, reporter)
             evaluate_arm(
                 arm,
                 base(),
@@ -100,7 +101,7 @@ def is_complete(made: Plan, name: str) -> bool:
     return all(file.is_file() for file in (folder.arm_file(name), folder.probe_file(name), *files))
 
 
-def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporter) -> Arm:
+def _arm(made: Plan, name: str, statistics: Statistics | None, patches: dict[str, Merged], reporter: Reporter) -> Arm:
     """The updates of an arm; the merged one is read back from the adapter that was written."""
     if name == "base":
         return Arm(name, {}, None)
@@ -111,8 +112,8 @@ def _arm(made: Plan, name: str, statistics: Statistics | None, reporter: Reporte
         return Arm(name, read_adapter(made.folder.adapter).updates, folder_sha256(made.folder.adapter))
     method = next(method for method in made.config.comparisons if method.arm == name)
     utility, safety = made.updates("utility"), made.updates("safety")
-    merged = merge_updates(method, utility, safety, statistics, seed=made.config.seed, reporter=reporter).updates
-    return Arm(name, merged, None)
+    merged = merge_reusing(patches, method, utility, safety, statistics, seed=made.config.seed, reporter=reporter)
+    return Arm(name, merged.updates, None)
 
 
 def evaluate_arm(

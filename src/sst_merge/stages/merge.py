@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from sst_merge.adapter import Updates, concatenate, iterate_shared, squared_norm
+from sst_merge.adapter import Update, Updates, concatenate, iterate_shared, squared_norm
 from sst_merge.adapter_config import read_config
 from sst_merge.adapter_io import folder_sha256, read_adapter, write_adapter
 from sst_merge.errors import AdapterError
@@ -74,12 +74,57 @@ def merge_updates(
             inputs(),
             MODULES_AT_ONCE if method.is_low_rank else DENSE_MODULES_AT_ONCE,
         ):
-            if not bool(torch.isfinite(result.update.b).all() and torch.isfinite(result.update.a).all()):
-                raise AdapterError(f"the merged update of module '{name}' holds NaN or infinity; nothing was written.")
-            merged[name] = result.update
+            merged[name] = _finite(name, result.update)
             diagnostics[name] = result.diagnostics
             advance(1)
     return Merged(merged, diagnostics, {**_sum(diagnostics), "spectrum": _spectrum(diagnostics), **method.whole(state)})
+
+
+def merge_reusing(
+    patches: dict[str, Merged],
+    method: MergeMethod,
+    utility: Updates,
+    safety: Updates,
+    statistics: Statistics | None,
+    *,
+    seed: int,
+    reporter: Reporter,
+) -> Merged:
+    """As :func:`merge_updates`, with the patch of an earlier merge if only utility weight and strength differ.
+
+    The weights of a merged model are the same to the last bit; its factors may have more components of zeros.
+
+    Args:
+        patches: Merges of patches alone, of these adapters and statistics with this seed; added to.
+        method: What to do.
+        utility: Updates of the utility adapter; the same modules as ``safety``.
+        safety: Updates of the safety adapter.
+        statistics: What calibration measured.
+        seed: Of random methods.
+        reporter: Shows progress.
+    """
+    alone = method.patch_alone()
+    if alone is None:
+        return merge_updates(method, utility, safety, statistics, seed=seed, reporter=reporter)
+    key = alone.model_dump_json()
+    if key not in patches:
+        patches[key] = merge_updates(alone, utility, safety, statistics, seed=seed, reporter=reporter)
+    updates = {}
+    for name, patch in patches[key].updates.items():
+        parts = (utility[name].scaled(method.utility_weight), patch.scaled(method.strength))
+        updates[name] = _finite(name, concatenate(parts))
+    return patches[key]._replace(updates=updates)
+
+
+def _finite(name: str, update: Update) -> Update:
+    """The merged update of a module.
+
+    Raises:
+        AdapterError: If a value is not finite.
+    """
+    if not bool(torch.isfinite(update.b).all() and torch.isfinite(update.a).all()):
+        raise AdapterError(f"the merged update of module '{name}' holds NaN or infinity; nothing was written.")
+    return update
 
 
 def _in_parallel(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:

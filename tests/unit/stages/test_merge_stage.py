@@ -10,10 +10,11 @@ from sst_merge.adapter import Update, concatenate
 from sst_merge.errors import AdapterError
 from sst_merge.linalg import patch_coordinates
 from sst_merge.methods import METHODS, ModuleInputs, ModuleResult
+from sst_merge.methods.sst import Sst
 from sst_merge.methods.task_arithmetic import TaskArithmetic
 from sst_merge.models import Base
 from sst_merge.progress import SilentReporter
-from sst_merge.stages.merge import _kept, _spectrum, _sum, _written_loss, merge_updates
+from sst_merge.stages.merge import Merged, _kept, _spectrum, _sum, _written_loss, merge_reusing, merge_updates
 from tiny import random_adapter, random_statistics
 
 
@@ -101,6 +102,57 @@ def test_the_number_of_threads_changes_no_bit_and_is_put_back(llama: Base, tmp_p
     assert all(torch.equal(alone[n].b, together[n].b) and torch.equal(alone[n].a, together[n].a) for n in alone)
     assert found[0].modules == found[1].modules
     assert found[0].whole == found[1].whole
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scope": "global"},
+        {"fisher": "diagonal", "keep": {"soft": 3.0}},
+        {"fisher": "exact", "keep": {"directions": 2}},
+        {"fisher": "none"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "default",
+)
+def test_one_patch_serves_all_strengths_and_weights(
+    llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    statistics = random_statistics(tmp_path, utility, safety)
+    dials = [(1.0, 1.0), (1.0, 0.5), (0.8, 1.25), (0.0, 2.0), (1.0, 0.0)]
+    methods = [METHODS["sst"](**settings, utility_weight=w, strength=s, label=f"at_{s}") for w, s in dials]
+    direct = [merge_updates(m, utility, safety, statistics, seed=0, reporter=SilentReporter()) for m in methods]
+    calls: list[str] = []
+    whole = Sst.merge_module
+    monkeypatch.setattr(Sst, "merge_module", lambda self, *inputs: calls.append("") or whole(self, *inputs))
+    patches: dict[str, Merged] = {}
+    for method, expected in zip(methods, direct, strict=True):
+        made = merge_reusing(patches, method, utility, safety, statistics, seed=0, reporter=SilentReporter())
+        assert (made.modules, made.whole) == (expected.modules, expected.whole)
+        for name, update in expected.updates.items():  # as they are added to the weights
+            one, other = update.without_zero_components(), made.updates[name].without_zero_components()
+            assert torch.equal(one.b, other.b)
+            assert torch.equal(one.a, other.a)
+    assert len(calls) == len(utility)  # steered once
+    assert len(patches) == 1
+
+
+def test_a_patch_serves_no_other_price_and_no_sum_that_is_none(llama: Base, tmp_path: Path) -> None:
+    utility, safety = random_adapter(llama, seed=1), random_adapter(llama, seed=2)
+    statistics = random_statistics(tmp_path, utility, safety)
+    patches: dict[str, Merged] = {}
+    for method in (METHODS["sst"](keep={"soft": 2.0}), METHODS["sst"](keep={"soft": 3.0}), METHODS["dare"]()):
+        made = merge_reusing(patches, method, utility, safety, statistics, seed=0, reporter=SilentReporter())
+        direct = merge_updates(method, utility, safety, statistics, seed=0, reporter=SilentReporter())
+        for name, update in direct.updates.items():
+            torch.testing.assert_close(made.updates[name].dense(), update.dense(), rtol=0, atol=0)
+    assert len(patches) == 2
+    assert METHODS["sst"](span="joint").patch_alone() is None
+    large = {name: update.scaled(3e38) for name, update in safety.items()}
+    method = METHODS["sst"](fisher="none", strength=4.0)
+    with pytest.raises(AdapterError, match="holds NaN or infinity"):
+        merge_reusing({}, method, utility, large, None, seed=0, reporter=SilentReporter())
 
 
 def test_in_global_scope_energies_and_spectrum_are_those_of_the_one_problem(llama: Base, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from sst_merge.data import Row
 from sst_merge.errors import NumericalError, RunFolderError
+from sst_merge.methods.sst import Sst
 from sst_merge.models import Base
 from sst_merge.run_folder import RunFolder
 from sst_merge.stages.evaluate import _probe, _whole_batches, relative_distance
@@ -112,3 +113,22 @@ def test_the_distance_to_the_reference_is_relative_to_it() -> None:
     doubled = {name: update.scaled(2.0) for name, update in one.items()}
     assert relative_distance(doubled, one) == pytest.approx(1.0)
     assert relative_distance(one, zero_adapter(base)) is None
+
+
+def test_comparisons_that_differ_in_strength_and_weight_alone_are_steered_once(
+    inputs: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steered: list[str] = []
+    whole = Sst.merge_module
+    monkeypatch.setattr(
+        Sst, "merge_module", lambda self, part, *more: steered.append(part.name) or whole(self, part, *more)
+    )
+    soft = {"name": "sst", "keep": {"soft": 10}}
+    settings = [{"strength": 2}, {"strength": 1.5}, {"strength": 0.5, "utility_weight": 0.8}]
+    compared = [{**soft, **dials, "label": f"number_{number}"} for number, dials in enumerate(settings)]
+    results = run_tiny(inputs, tmp_path / "run", base, comparisons=compared)
+    assert len(steered) == 2 * len(set(steered))  # for the adapter that is written, and for all comparisons
+    by_itself = run_tiny(inputs, tmp_path / "second", base, comparisons=None, method={**soft, **settings[2]})
+    first, second = ({arm["name"]: arm["weights_sha256"] for arm in found["arms"]} for found in (results, by_itself))
+    assert first["number_2"] == second["merged"]
+    assert len({first[arm] for arm in ("merged", "number_0", "number_1", "number_2")}) == 4
