@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sst_merge.estimates import bonett_price
+from sst_merge.intervals import bonett_price
 
 ROOT = Path(__file__).parents[1]
 MISTRAL = ROOT / "examples/legacy/mistral-7b/exp1_results_20251222_043837.json"

@@ -11,18 +11,27 @@ Notation of a paired comparison: each sample has a score in the reference arm an
 """
 
 import math
-from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
 from sst_merge.errors import DataError
+from sst_merge.intervals import (
+    Clusters,
+    Interval,
+    Scores,
+    bonett_interval,
+    check_level,
+    clopper_pearson,
+    cluster_numbers,
+    normal_critical,
+    one_cluster_reason,
+    student_interval,
+    widest,
+)
 from sst_merge.p_values import mcnemar, sign_flip_test
-
-Scores = Sequence[float | int] | np.ndarray
-Clusters = Sequence[Hashable]
 
 FEW_CLUSTERS = 10  # fewer: t with G-1 degrees of freedom is a poor guide, so warn
 POWER = 0.80  # of the minimum detectable difference
@@ -140,21 +149,6 @@ class Difference:
         return fields
 
 
-class _Interval(NamedTuple):
-    """An interval with what made it."""
-
-    low: float
-    high: float
-    variance: float
-    critical: float
-    df: int | None
-    method: str
-
-    @property
-    def half_width(self) -> float:
-        return self.critical * math.sqrt(self.variance)
-
-
 def proportion(values: Scores, level: float = 0.95, clusters: Clusters | None = None) -> Estimate:
     """Estimate a share ``x / n`` with the Wilson interval, or Clopper-Pearson at the edges.
 
@@ -177,7 +171,7 @@ def proportion(values: Scores, level: float = 0.95, clusters: Clusters | None = 
         >>> e.method, round(e.low, 6), round(e.high, 6)
         ('wilson', 0.033153, 0.050606)
     """
-    z = _normal_critical(level)
+    z = normal_critical(level)
     scores = _scores(values, binary=True)
     is_scored = ~np.isnan(scores)
     scored = scores[is_scored]
@@ -186,13 +180,13 @@ def proportion(values: Scores, level: float = 0.95, clusters: Clusters | None = 
         return Estimate(None, None, None, 0, unscored, level, "none", "no sample was scored")
     x = int(scored.sum())
     share = x / n
-    groups = _groups(clusters, is_scored)
+    groups = cluster_numbers(clusters, is_scored)
     if groups is not None:
         n_clusters = len(np.unique(groups))
         if n_clusters < 2:
-            return Estimate(share, None, None, n, unscored, level, "none", _one_cluster_reason(n_clusters))
+            return Estimate(share, None, None, n, unscored, level, "none", one_cluster_reason(n_clusters))
         if x in {0, n}:
-            low, high = _clopper_pearson(round(share) * n_clusters, n_clusters, level)
+            low, high = clopper_pearson(round(share) * n_clusters, n_clusters, level)
             return Estimate(share, low, high, n, unscored, level, "clopper-pearson over clusters")
         own, clustered = proportion(scored, level), mean(scored, level, groups.tolist())
         assert own.low is not None
@@ -203,18 +197,11 @@ def proportion(values: Scores, level: float = 0.95, clusters: Clusters | None = 
         method = f"{own.method}, or {clustered.method} where wider"
         return Estimate(share, low, high, n, unscored, level, method)
     if n < 30 or x in {0, n}:
-        low, high = _clopper_pearson(x, n, level)
+        low, high = clopper_pearson(x, n, level)
         return Estimate(share, low, high, n, unscored, level, "clopper-pearson")
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Estimate(share, centre - half, centre + half, n, unscored, level, "wilson")
-
-
-def _clopper_pearson(x: int, n: int, level: float) -> tuple[float, float]:
-    """Exact interval of ``x / n``."""
-    tail = (1 - level) / 2
-    low = 0.0 if x == 0 else float(stats.beta.ppf(tail, x, n - x + 1))
-    return low, 1.0 if x == n else float(stats.beta.ppf(1 - tail, x + 1, n - x))
 
 
 def mean(values: Scores, level: float = 0.95, clusters: Clusters | None = None) -> Estimate:
@@ -237,7 +224,7 @@ def mean(values: Scores, level: float = 0.95, clusters: Clusters | None = None) 
         >>> mean([]).reason
         'no sample was scored'
     """
-    _check_level(level)
+    check_level(level)
     scores = _scores(values, binary=False)
     scored = ~np.isnan(scores)
     x = scores[scored]
@@ -245,36 +232,11 @@ def mean(values: Scores, level: float = 0.95, clusters: Clusters | None = None) 
     if n == 0:
         return Estimate(None, None, None, 0, unscored, level, "none", "no sample was scored")
     centre = float(x.mean())
-    groups = _groups(clusters, scored)
-    interval, reason = _widest([_student(x, level)], x, groups, level)
+    groups = cluster_numbers(clusters, scored)
+    interval, reason = widest([student_interval(x, level)], x, groups, level)
     if interval is None:
         return Estimate(centre, None, None, n, unscored, level, "none", reason)
     return Estimate(centre, interval.low, interval.high, n, unscored, level, interval.method.replace("paired-t", "t"))
-
-
-def bonett_price(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a paired difference of shares, ``d +- z sqrt((p12 + p21 - d^2) / (n + 2))``.
-
-    With ``p12 = (c + 1) / (n + 2)``, ``p21 = (b + 1) / (n + 2)`` and ``d = p12 - p21`` (Bonett and Price 2012). The
-    added counts keep the width above 0 for ``b = c = 0``.
-
-    Args:
-        b: Samples lost (1 -> 0).
-        c: Samples gained (0 -> 1).
-        n: Pairs, ``>= b + c`` and ``>= 1``.
-        level: Confidence level in (0, 1).
-
-    Returns:
-        ``(low, high)`` of ``(c - b) / n``, within [-1, 1].
-
-    Counts that do not fit together and a level outside (0, 1) are a ``ValueError``.
-
-    Example:
-        >>> [round(x, 6) for x in bonett_price(0, 2, 2000)]
-        [-0.000959, 0.002957]
-    """
-    interval = _bonett_interval(b, c, n, level)
-    return interval.low, interval.high
 
 
 def minimum_detectable_difference(psi: float, n: int, level: float = 0.95) -> float:
@@ -297,35 +259,7 @@ def minimum_detectable_difference(psi: float, n: int, level: float = 0.95) -> fl
     """
     if psi < 0 or n < 1:
         raise ValueError(f"psi must be >= 0 and n >= 1, got psi={psi}, n={n}")
-    return (_normal_critical(level) + float(stats.norm.ppf(POWER))) * math.sqrt(psi / n)
-
-
-def clustered_standard_error(values: Scores, clusters: Clusters) -> float | None:
-    """Standard error of a mean, ``sqrt(sum_c (sum_{i in c} (x_i - mean))^2 G / (G - 1)) / n``.
-
-    The form of Miller (arXiv:2411.00640) with the small-sample factor of inspect_ai.
-
-    Args:
-        values: Scores without NaN, shape ``(n,)``.
-        clusters: Cluster of each sample, shape ``(n,)``; ``None`` entries are clusters of their own.
-
-    Returns:
-        The standard error in the unit of the scores; ``None`` with fewer than 2 clusters. It can be 0.
-
-    Unlike lengths are a ``ValueError``.
-
-    Example:
-        >>> round(clustered_standard_error([1, 1, 1, 0, 0, 0, 1, 0, -1, 0], [0, 0, 0, 1, 1, 2, 2, 3, 3, 4]), 6)
-        0.307815
-    """
-    x = np.asarray(values, dtype=np.float64)
-    groups = _groups(clusters, np.ones(x.size, dtype=bool))
-    if groups is None:
-        groups = np.arange(x.size)
-    sums = np.bincount(groups, weights=x - x.mean()) if x.size else np.zeros(0)
-    if sums.size < 2:
-        return None
-    return float(np.sqrt(np.sum(sums**2) * sums.size / (sums.size - 1)) / x.size)
+    return (normal_critical(level) + float(stats.norm.ppf(POWER))) * math.sqrt(psi / n)
 
 
 def paired_difference(
@@ -376,20 +310,20 @@ def paired_difference(
         >>> d.estimate, d.b, d.c, d.method, d.direction()
         (0.25, 0, 10, 'bonett-price', 'up')
     """
-    _check_level(level)
+    check_level(level)
     before, after = _scores(reference, binary), _scores(treatment, binary)
     if before.size != after.size:
         raise ValueError(f"arms have {before.size} and {after.size} scores; pair them by sample id first")
     scored = ~(np.isnan(before) | np.isnan(after))
-    groups = _groups(clusters, scored)
+    groups = cluster_numbers(clusters, scored)
     d = (after - before)[scored]
     b, c = (int(np.sum(d < 0)), int(np.sum(d > 0))) if binary else (None, None)
     exact, mid_p = (None, None) if b is None or c is None or d.size == 0 else mcnemar(b, c)
     n_clusters = None if groups is None else len(np.unique(groups))
     interval, reason = None, f"{d.size} pair(s) scored in both arms, at least 2 are needed"
     if d.size >= 2:
-        iid = _student(d, level) if b is None or c is None else _bonett_interval(b, c, d.size, level)
-        interval, reason = _widest([iid], d, groups, level)
+        iid = student_interval(d, level) if b is None or c is None else bonett_interval(b, c, d.size, level)
+        interval, reason = widest([iid], d, groups, level)
     if interval is not None and binary:
         interval = interval._replace(low=max(-1.0, interval.low), high=min(1.0, interval.high))
     p, test = _test(d, groups, interval, mid_p, rng)
@@ -455,22 +389,6 @@ def unscored_bounds(
     return float(worst.sum() - missing * (high - low)) / n, float(best.sum() + missing * (high - low)) / n
 
 
-def _check_level(level: float) -> None:
-    """Refuse a level outside (0, 1).
-
-    Raises:
-        ValueError: If it is.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-
-
-def _normal_critical(level: float) -> float:
-    """Two-sided normal quantile."""
-    _check_level(level)
-    return float(stats.norm.ppf(0.5 + level / 2))
-
-
 def _scores(values: Scores, binary: bool) -> np.ndarray:
     """Scores as float64, shape ``(n,)``, checked.
 
@@ -489,80 +407,8 @@ def _scores(values: Scores, binary: bool) -> np.ndarray:
     return scores
 
 
-def _groups(clusters: Clusters | None, scored: np.ndarray) -> np.ndarray | None:
-    """Cluster numbers of the scored samples; ``None`` without clusters. An entry ``None`` stands for itself.
-
-    Raises:
-        ValueError: If there is not one cluster per score.
-    """
-    if clusters is None:
-        return None
-    if len(clusters) != scored.size:
-        raise ValueError(f"{len(clusters)} clusters for {scored.size} scores")
-    if all(cluster is None for cluster in clusters):
-        return None
-    seen: dict[Hashable, int] = {}
-    keys = [("sample", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)]
-    kept = [key for key, keep in zip(keys, scored, strict=True) if keep]
-    return np.array([seen.setdefault(key, len(seen)) for key in kept], dtype=np.int64)
-
-
-def _student(x: np.ndarray, level: float) -> _Interval | None:
-    """Student interval of a mean; ``None`` if the values show no spread."""
-    spread = float(x.std(ddof=1)) if x.size >= 2 else 0.0
-    if spread <= 1e-12 * float(np.abs(x).max(initial=0.0)):
-        return None
-    return _t_interval(float(x.mean()), spread**2 / x.size, x.size - 1, level, "paired-t")
-
-
-def _t_interval(centre: float, variance: float, df: int, level: float, method: str) -> _Interval:
-    """Interval ``centre +- t_df sqrt(variance)``."""
-    critical = float(stats.t.ppf(0.5 + level / 2, df))
-    half = critical * math.sqrt(variance)
-    return _Interval(centre - half, centre + half, variance, critical, df, method)
-
-
-def _bonett_interval(b: int, c: int, n: int, level: float) -> _Interval:
-    """Bonett-Price with its variance.
-
-    Raises:
-        ValueError: If the counts do not fit together.
-    """
-    z = _normal_critical(level)
-    if min(b, c) < 0 or n < max(1, b + c):
-        raise ValueError(f"need b, c >= 0 and n >= max(1, b + c), got b={b}, c={c}, n={n}")
-    gained, lost = (c + 1) / (n + 2), (b + 1) / (n + 2)
-    d = gained - lost
-    variance = (gained + lost - d * d) / (n + 2)
-    half = z * math.sqrt(variance)
-    return _Interval(max(-1.0, d - half), min(1.0, d + half), variance, z, None, "bonett-price")
-
-
-def _widest(
-    candidates: list[_Interval | None], x: np.ndarray, groups: np.ndarray | None, level: float
-) -> tuple[_Interval | None, str | None]:
-    """Wider of the iid interval and, with clusters, the clustered one; or why there is none."""
-    if groups is not None:
-        n_clusters = len(np.unique(groups))
-        if n_clusters < 2:
-            return None, _one_cluster_reason(n_clusters)
-        error = clustered_standard_error(x, groups.tolist())
-        if error:
-            candidates = [*candidates, _t_interval(float(x.mean()), error**2, n_clusters - 1, level, "clustered-t")]
-    found = [candidate for candidate in candidates if candidate is not None]
-    if not found or (len(found) == 1 and candidates[0] is None):
-        few = x.size < 2
-        return None, "1 sample: no interval" if few else "all values are equal: their spread cannot be estimated"
-    return max(found, key=lambda interval: interval.half_width), None
-
-
-def _one_cluster_reason(n_clusters: int) -> str:
-    """Why there is no interval."""
-    return f"{n_clusters} cluster: its samples are not independent, so there is no interval"
-
-
 def _test(
-    d: np.ndarray, groups: np.ndarray | None, interval: _Interval | None, mid_p: float | None, rng: np.random.Generator
+    d: np.ndarray, groups: np.ndarray | None, interval: Interval | None, mid_p: float | None, rng: np.random.Generator
 ) -> tuple[float | None, str]:
     """P-value that decides, with the name of its test."""
     name = "cluster-sign-flip" if groups is not None else "paired-t" if mid_p is None else "mcnemar-midp"
@@ -576,7 +422,7 @@ def _test(
 
 
 def _detectable(
-    interval: _Interval | None, d: np.ndarray, level: float, *, is_binary: bool, is_clustered: bool
+    interval: Interval | None, d: np.ndarray, level: float, *, is_binary: bool, is_clustered: bool
 ) -> float | None:
     """Minimum detectable difference of a paired comparison."""
     if interval is None:

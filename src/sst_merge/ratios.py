@@ -49,7 +49,7 @@ def paired_covariance(
     """Covariance of two means that share samples or clusters.
 
     ``sum_k (sum_{i in k} (x_i - mean x)) (sum_{j in k} (y_j - mean y)) G / (G - 1) / (n m)`` over the ``G`` keys
-    that occur in both; the off-diagonal companion of :func:`sst_merge.estimates.clustered_standard_error`. A key is a
+    that occur in both; the off-diagonal companion of :func:`sst_merge.intervals.clustered_standard_error`. A key is a
     sample id, or a cluster.
 
     Args:

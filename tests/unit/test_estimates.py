@@ -9,14 +9,13 @@ import pytest
 
 from sst_merge.errors import DataError
 from sst_merge.estimates import (
-    bonett_price,
-    clustered_standard_error,
     mean,
     minimum_detectable_difference,
     paired_difference,
     proportion,
     unscored_bounds,
 )
+from sst_merge.intervals import bonett_price, clustered_standard_error
 from sst_merge.p_values import holm, mcnemar, sign_flip_test
 from sst_merge.ratios import fieller, net_benefit, paired_covariance
 

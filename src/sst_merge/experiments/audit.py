@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sst_merge.estimates import bonett_price, minimum_detectable_difference
+from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.experiments.files import ResultFile, contrasts, count, mapping, number, pair, read_result, sequence
 from sst_merge.experiments.prototype import audit_legacy
 from sst_merge.experiments.statements import Audit, Statement, interval, p_value, points
+from sst_merge.intervals import bonett_price
 from sst_merge.p_values import mcnemar
 from sst_merge.safety_tax.gates import UNSCORED_LIMIT
 

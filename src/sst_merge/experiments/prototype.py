@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sst_merge.estimates import bonett_price, minimum_detectable_difference
+from sst_merge.estimates import minimum_detectable_difference
 from sst_merge.experiments.files import Legacy, ResultFile, legacy_numbers
 from sst_merge.experiments.statements import Audit, Statement, Table, interval, p_value, percent, points, prompts
+from sst_merge.intervals import bonett_price
 from sst_merge.p_values import mcnemar
 
 SHOWN_SPLITS = (0, 10, 40)  # prompts that changed in the smaller direction, beside the most that the counts allow
