@@ -100,6 +100,10 @@ class MergeMethod(BaseModel, ABC):
         """
         return None
 
+    def without_spectrum(self) -> "MergeMethod":
+        """The same merge without the diagnostics that may take longer than it does: where nobody reads them."""
+        return self
+
     def prepare(self, modules: Iterable[ModuleInputs]) -> Any:
         """Look at all modules once; the result reaches every :meth:`merge_module`. By default nothing."""
         del modules

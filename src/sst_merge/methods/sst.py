@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from sst_merge.adapter import Update, concatenate, squared_norm
@@ -88,6 +88,8 @@ class Sst(MergeMethod):
     damping_utility: Number = Field(default=0.1, gt=0, le=1e12)
     """eps as a fraction of tr(F_utility)/p, above 0, in the denominator of lambda (hard rules and diagonal Fisher)."""
 
+    _tells_spectrum: bool = PrivateAttr(default=True)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Sst":
         if 0 < self.damping_safety < SMALLEST_DAMPING:
@@ -127,6 +129,12 @@ class Sst(MergeMethod):
         if self.span != "safety":
             return None
         return self.model_copy(update={"utility_weight": 0.0, "strength": 1.0, "label": None})
+
+    def without_spectrum(self) -> "Sst":
+        """With the soft rule, which does without the generalised eigenvalues."""
+        method = self.model_copy()
+        method._tells_spectrum = False
+        return method
 
     def prepare(self, modules: Iterable[ModuleInputs]) -> GlobalState | None:
         """In global scope, add up the Gram matrices of all modules and solve once."""
@@ -189,7 +197,7 @@ class Sst(MergeMethod):
         _check_touched(where, traces[problem.is_safety].sum(), traces[~problem.is_safety].sum())
         if self.keep.soft is not None:
             combination = steer_softly(problem, price=self.keep.soft, damping_safety=self.damping_safety)
-            return combination, _told(spectrum(problem, **self._damping()))
+            return combination, _told(spectrum(problem, **self._damping())) if self._tells_spectrum else {}
         directions = eigendirections(problem, **self._damping())
         told = _told(directions)
         weights, neutral = self.keep.hard_weights(

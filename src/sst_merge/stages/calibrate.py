@@ -118,7 +118,7 @@ def second_point(
     request: Request, first: SampleGradients, utility: Updates, safety: Updates, reporter: Reporter
 ) -> Updates:
     """What is added to the base at the second of two points, by the gradients at the first."""
-    method = second_point_method(request)  # draws no random numbers: any seed will do
+    method = second_point_method(request).without_spectrum()  # draws no random numbers: any seed will do
     return merge_updates(method, utility, safety, Statistics({request: first}), seed=0, reporter=reporter).updates
 
 

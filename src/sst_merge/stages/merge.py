@@ -92,7 +92,8 @@ def merge_reusing(
 ) -> Merged:
     """As :func:`merge_updates`, with the patch of an earlier merge if only utility weight and strength differ.
 
-    The weights of a merged model are the same to the last bit; its factors may have more components of zeros.
+    The weights of a merged model are the same to the last bit; its factors may have more components of zeros, and the
+    diagnostics have no spectrum of the soft rule.
 
     Args:
         patches: Merges of patches alone, of these adapters and statistics with this seed; added to.
@@ -105,10 +106,11 @@ def merge_reusing(
     """
     alone = method.patch_alone()
     if alone is None:
-        return merge_updates(method, utility, safety, statistics, seed=seed, reporter=reporter)
+        return merge_updates(method.without_spectrum(), utility, safety, statistics, seed=seed, reporter=reporter)
     key = alone.model_dump_json()
     if key not in patches:
-        patches[key] = merge_updates(alone, utility, safety, statistics, seed=seed, reporter=reporter)
+        method_alone = alone.without_spectrum()
+        patches[key] = merge_updates(method_alone, utility, safety, statistics, seed=seed, reporter=reporter)
     updates = {}
     for name, patch in patches[key].updates.items():
         parts = (utility[name].scaled(method.utility_weight), patch.scaled(method.strength))
