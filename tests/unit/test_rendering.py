@@ -534,7 +534,7 @@ def test_contrasts_come_in_the_order_of_the_question(results):
 @pytest.mark.parametrize("render", [render_html, render_markdown])
 def test_gates_have_symbol_word_question_and_evidence(results, render):
     text = render(results)
-    for expected in ("unknown", "✓", "✕", "coherent text", "mean kl: 0.4183", _sha("merged")[:12] + "…"):
+    for expected in ("unknown", "✓", "✕", "coherent text", "mean KL divergence 0.418 nats", _sha("merged")[:12] + "…"):
         assert expected in text
 
 

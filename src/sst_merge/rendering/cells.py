@@ -39,7 +39,7 @@ def _digits(unit: str) -> int:
     return {"pp": 1, "nats": 2}.get(unit, 3)
 
 
-def _plain(value: float, unit: str, *, signed: bool = False) -> str:
+def plain(value: float, unit: str, *, signed: bool = False) -> str:
     """Format a number in its unit's usual rounding, with a real minus sign and no negative zero."""
     text = f"{value * (100 if unit == 'pp' else 1):.{_digits(unit)}f}"
     if float(text) == 0:
@@ -49,19 +49,22 @@ def _plain(value: float, unit: str, *, signed: bool = False) -> str:
     return "+" + text if signed else text
 
 
-def _with_unit(text: str, unit: str, *, is_difference: bool) -> str:
+def with_unit(text: str, unit: str, *, is_difference: bool) -> str:
+    """A number and its unit; shares are per cent, their differences points."""
     word = ("pp" if is_difference else "%") if unit == "pp" else unit
     return f"{text} {word}".rstrip()
 
 
-def _interval(bounds: Any, unit: str, *, signed: bool = False) -> str:
+def interval_text(bounds: Any, unit: str, *, signed: bool = False) -> str:
+    """``[low, high]`` without the unit; nothing where a limit is missing."""
     low, high = (finite(bound) for bound in bounds or (None, None))
     if low is None or high is None:
         return ""
-    return f"[{_plain(low, unit, signed=signed)}, {_plain(high, unit, signed=signed)}]"
+    return f"[{plain(low, unit, signed=signed)}, {plain(high, unit, signed=signed)}]"
 
 
-def _p_value(p: Any) -> str:
+def p_text(p: Any) -> str:
+    """``p = ...``; nothing where there is none."""
     number = finite(p)
     if number is None:
         return ""
@@ -133,8 +136,8 @@ def estimate_cell(estimate: dict[str, Any] | None, unit: str) -> Cell:
     if value is None:
         return undefined_cell(estimate.get("reason"), tuple(notes))
     return Cell(
-        _with_unit(_plain(value, unit), unit, is_difference=False),
-        _interval((estimate.get("low"), estimate.get("high")), unit),
+        with_unit(plain(value, unit), unit, is_difference=False),
+        interval_text((estimate.get("low"), estimate.get("high")), unit),
         tuple(notes),
         detail=str(estimate.get("method") or ""),
     )
@@ -169,11 +172,11 @@ def difference_cell(difference: dict[str, Any] | None, measure: dict[str, Any]) 
     if difference.get("b") is not None and difference.get("c") is not None:
         counts.append(f"{difference['c']} up, {difference['b']} down")
     return Cell(
-        _with_unit(_plain(value, unit, signed=True), unit, is_difference=True),
-        _interval(difference.get("ci"), unit, signed=True),
+        with_unit(plain(value, unit, signed=True), unit, is_difference=True),
+        interval_text(difference.get("ci"), unit, signed=True),
         (
             ", ".join(counts),
-            _p_value(difference.get("p")),
+            p_text(difference.get("p")),
             _reading(difference, measure.get("higher_is_better")),
         ),
         detail=str(difference.get("method") or ""),
@@ -189,8 +192,8 @@ def quantity_cell(quantity: dict[str, Any] | None, *, signed: bool = True, unit:
     value = finite(quantity.get("estimate"))
     if value is None:
         return undefined_cell(quantity.get("reason"), notes)
-    text = _with_unit(_plain(value, unit, signed=signed), unit, is_difference=True)
+    text = with_unit(plain(value, unit, signed=signed), unit, is_difference=True)
     if finite(quantity.get("p_positive")) is not None:
         notes = (*notes, f"P(above 0) {_probability(quantity['p_positive'])}")
-    interval = _interval(quantity.get("ci"), unit, signed=signed)
+    interval = interval_text(quantity.get("ci"), unit, signed=signed)
     return Cell(text, interval, notes, detail=str(quantity.get("method") or ""))

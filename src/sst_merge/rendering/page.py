@@ -18,6 +18,7 @@ from sst_merge.rendering.cells import (
     ratio_text,
     undefined_cell,
 )
+from sst_merge.rendering.gate_evidence import gate_evidence
 
 SCHEMA = "sst-merge/report/1"
 
@@ -357,7 +358,7 @@ def _gates(tax: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
                     "asks": GATE_QUESTIONS.get(gate["id"]) or gate.get("title") or DASH,
                     "symbol": symbol,
                     "word": word,
-                    "evidence": evidence_text(gate.get("evidence")),
+                    "evidence": gate_evidence(gate, item),
                 }
             )
         counts = {word: sum(row["word"] == word for row in rows) for word in STATUSES}
