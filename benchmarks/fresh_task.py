@@ -66,7 +66,10 @@ def rates(lines: Sequence[Line]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|\n"
     for line in lines:
         settings = line["settings"]
-        cells = [line["merge"].replace("_", " ").replace("sst", "SST"), line.get("calibration", "")]
+        name = line["merge"].replace("_", " ").replace("sst", "SST")
+        if "task_and_everyday_weight" in line:
+            name += f", task rows at {line['task_and_everyday_weight'] * settings['keep']['soft']}"
+        cells = [name, line.get("calibration", "")]
         if "calibration" in line:
             cells += [f"{settings.get('keep', {}).get('soft', DEFAULTS['price'])}"]
             cells += [f"{settings.get('damping_safety', DEFAULTS['damping_safety'])}"]
