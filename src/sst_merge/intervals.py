@@ -56,7 +56,13 @@ def bonett_price(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, fl
 
 
 def clopper_pearson(x: int, n: int, level: float) -> tuple[float, float]:
-    """Exact interval of ``x / n``."""
+    """Exact interval of ``x / n`` (Clopper and Pearson 1934), within [0, 1].
+
+    Args:
+        x: Successes, from 0 to ``n``.
+        n: Samples, ``>= 1``.
+        level: Confidence level in (0, 1).
+    """
     tail = (1 - level) / 2
     low = 0.0 if x == 0 else float(stats.beta.ppf(tail, x, n - x + 1))
     return low, 1.0 if x == n else float(stats.beta.ppf(1 - tail, x + 1, n - x))
@@ -91,7 +97,12 @@ def clustered_standard_error(values: Scores, clusters: Clusters) -> float | None
 
 
 def student_interval(x: np.ndarray, level: float) -> Interval | None:
-    """Student interval of a mean; ``None`` if the values show no spread."""
+    """Student interval of a mean; ``None`` with one value, or if the values show no spread.
+
+    Args:
+        x: Values without NaN, shape ``(n,)``.
+        level: Confidence level in (0, 1).
+    """
     spread = float(x.std(ddof=1)) if x.size >= 2 else 0.0
     if spread <= 1e-12 * float(np.abs(x).max(initial=0.0)):
         return None
@@ -99,7 +110,7 @@ def student_interval(x: np.ndarray, level: float) -> Interval | None:
 
 
 def t_interval(centre: float, variance: float, df: int, level: float, method: str) -> Interval:
-    """Interval ``centre +- t_df sqrt(variance)``."""
+    """Interval ``centre +- t_df sqrt(variance)``; ``df >= 1`` degrees of freedom, ``variance`` that of the centre."""
     critical = float(stats.t.ppf(0.5 + level / 2, df))
     half = critical * math.sqrt(variance)
     return Interval(centre - half, centre + half, variance, critical, df, method)
@@ -124,7 +135,14 @@ def bonett_interval(b: int, c: int, n: int, level: float) -> Interval:
 def widest(
     candidates: list[Interval | None], x: np.ndarray, groups: np.ndarray | None, level: float
 ) -> tuple[Interval | None, str | None]:
-    """Wider of the iid interval and, with clusters, the clustered one; or why there is none."""
+    """Wider of the iid interval and, with clusters, the clustered one; or why there is none.
+
+    Args:
+        candidates: Intervals that take samples as independent; ``None`` where there is none.
+        x: Values without NaN, shape ``(n,)``.
+        groups: Cluster numbers, shape ``(n,)``; ``None`` without clusters.
+        level: Confidence level in (0, 1).
+    """
     if groups is not None:
         n_clusters = len(np.unique(groups))
         if n_clusters < 2:
@@ -173,6 +191,6 @@ def check_level(level: float) -> None:
 
 
 def normal_critical(level: float) -> float:
-    """Two-sided normal quantile."""
+    """Two-sided normal quantile of a confidence level in (0, 1)."""
     check_level(level)
     return float(stats.norm.ppf(0.5 + level / 2))

@@ -1,6 +1,6 @@
-"""Where base models come from: folders, the hub and wheels. What they are is told without loading a weight.
+"""Where base models come from: folders, the hub and wheels, and what they are by their files.
 
-This module and :mod:`sst_merge.models`, which loads them, are the only importers of transformers.
+No weight is loaded for it, but to convert what a wheel ships. :mod:`sst_merge.models` loads them.
 """
 
 import functools

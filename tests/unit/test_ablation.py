@@ -532,6 +532,18 @@ def test_reading_prompts_once_gives_the_scores_of_reading_them_for_each_measure(
         assert nats == pytest.approx(-float(chosen[sample.answer_start - 1 :].mean()), rel=1e-4)
 
 
+def test_variants_with_statistics_of_their_own_share_no_patch(
+    ablation: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(ablation, "merge_reusing", lambda patches, *_, **__: seen.append(patches))
+    patches: dict[str, Any] = {}
+    for variant in ("SST", ablation.TWO_POINTS, "SST"):
+        ablation.merged(ablation.trials((variant,))[0], {}, {}, None, 0, patches)
+    assert seen[0] is seen[2]
+    assert seen[0] is not seen[1]
+
+
 def test_other_calibration_data_leave_out_what_depends_on_them_and_nothing_else(
     ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the gates saw is told in words, and nothing of it is dropped."""
+"""What the gates saw is told in words, or listed."""
 # ruff: noqa: RUF001, E501, ISC004  (the report has typeset dashes and minus signs; its lines are long)
 
 from typing import Any
@@ -21,20 +21,21 @@ ACCOUNTS = {"limit": 0.02, "sign_depends_on_unscored": False, "incomplete": Fals
 @pytest.mark.parametrize(
     ("gate", "evidence", "expected"),
     [
-        ("G0", {"counts": {"gain": COUNT}, **ACCOUNTS, "problems": []}, "safety: all 9 scored; no fallback"),
+        ("G0", {"counts": {"gain": COUNT}, **ACCOUNTS, "problems": []}, "gain (safety): all 9 scored; no fallback"),
+        ("G0", {"counts": {"gain": {**COUNT, "n": 0}}, **ACCOUNTS}, "gain (safety): not evaluated; no fallback"),
         (
             "G0",
             {
                 "counts": {
                     "gain": {**COUNT, "scored": [8, 7], "unscored": 2, "bounds": [-0.1, 0.25]},
                     "loss": {**COUNT, "scored": [9, 8], "unscored": 1, "bounds": None},
+                    "signal": {**COUNT, "scored": [9, 8], "unscored": 1, "bounds": [-1.0, 2.0]},
                 },
                 **ACCOUNTS,
                 "fallbacks": ["merge (Error: no)"],
                 "problems": ["fallback: merge (Error: no)", "gain: more than 2% unscored"],
             },
-            "fallback: merge (Error: no); gain: more than 2% unscored; safety: 8 and 7 of 9 scored, a difference within "
-            "[−10.0, +25.0] whatever the others are; utility: 9 and 8 of 9 scored; fallbacks: [merge (Error: no)]",
+            "fallback: merge (Error: no); gain: more than 2% unscored; gain (safety): 8 (utility) and 7 (merged) of 9 scored, better by [−10.0, +25.0] pp whatever the others are; loss (utility): 9 (utility) and 8 (merged) of 9 scored; signal (utility adapter against base): 9 (base) and 8 (utility adapter) of 9 scored, better by [−1.000, +2.000] nats/token whatever the others are; fallbacks: [merge (Error: no)]",
         ),
         (
             "G1",
@@ -51,8 +52,8 @@ ACCOUNTS = {"limit": 0.02, "sign_depends_on_unscored": False, "incomplete": Fals
                 "problems": [],
                 "unknown": [],
             },
-            "all hashes differ; distance from 'utility': 1.08 times the norm of its update; the adapter is the "
-            "manifest's; all its keys are used; no module is without update; utility: aaaaaaaaaaaa…; "
+            "all hashes differ; distance from 'utility': 1.08 times the norm of its update; the merged adapter on disk is the one that "
+            "was written; all its keys are used; no module is without update; utility: aaaaaaaaaaaa…; "
             "merged: bbbbbbbbbbbb…",
         ),
         (
@@ -83,7 +84,7 @@ ACCOUNTS = {"limit": 0.02, "sign_depends_on_unscored": False, "incomplete": Fals
                 "warnings": [],
             },
             "log-probabilities differ by up to 5.03 on 16 prompts (noise 1.9e−06); mean KL divergence 1.25 nats; "
-            "25.0 % of the answers are the same",
+            "25.0 % of the answers that count refusals are the same",
         ),
         ("G4", {"utility": 0.0, "merged": 0.125}, "empty or degenerate answers: 0.0 % (utility), 12.5 % (merged)"),
         ("G5", {"judge": "words", "validated": False}, "words was not compared with human labels"),
@@ -92,14 +93,14 @@ ACCOUNTS = {"limit": 0.02, "sign_depends_on_unscored": False, "incomplete": Fals
         (
             "G6",
             {"ci": [0.1, 0.2], "p": 0.0004, "p_holm": 0.0012, "test": "mcnemar-midp", "reason": None},
-            "interval [+10.0, +20.0] pp; p < 0.001 (McNemar mid-p); adjusted for several comparisons (Holm) p = 0.001",
+            "interval [+10.0, +20.0] pp; p < 0.001, by McNemar mid-p; adjusted for several comparisons (Holm) p = 0.001",
         ),
         (
             "G6",
             {"ci": None, "p": None, "p_holm": None, "test": "paired-t", "reason": "1 sample: no interval"},
-            "no interval; 1 sample: no interval",
+            "no interval; no test, by paired t; 1 sample: no interval",
         ),
-        ("G7", {"shape": "interval", "lo": -0.123, "hi": 0.456}, "−0.123 to 0.456"),
+        ("G7", {"shape": "interval", "lo": -0.123, "hi": 0.456}, "interval −0.123 to 0.456"),
         ("G7", {"shape": "complement", "lo": -2.0, "hi": 3.0}, "only values from −2 to 3 are excluded"),
         ("G7", {"shape": "all_reals", "lo": None, "hi": None}, "no value of the ratio is excluded"),
         (
@@ -122,7 +123,7 @@ ACCOUNTS = {"limit": 0.02, "sign_depends_on_unscored": False, "incomplete": Fals
         (
             "G9",
             {"selected_on_test": True, "looks": 3, "seeds": 1, "stochastic": True},
-            "the settings were chosen on these samples; evaluated 3 times; 1 seed(s) of a random merge",
+            "the settings were chosen on these samples; evaluated 3 times; 1 seed of a merge that draws random numbers",
         ),
         (
             "G10",
@@ -137,10 +138,21 @@ ACCOUNTS = {"limit": 0.02, "sign_depends_on_unscored": False, "incomplete": Fals
                 "reason": None,
                 "drop_on_shuffled_targets": 0.25,
             },
-            "utility adapter against base: +1.500 nats/token [+1.000, +2.000], p = 0.030; against shuffled targets: "
-            "+0.250 nats/token; the base is at the highest score",
+            "the utility adapter is better than the base by +1.500 nats/token [+1.000, +2.000], p = 0.030; better than with shuffled targets by +0.250 nats/token; the base's interval reaches the best possible score",
         ),
         ("G10", {"reason": "not compared"}, "not compared"),
+        (
+            "G10",
+            {"chance": 0.25, "utility_at_floor": True},
+            "guessing scores 0.250; its own interval reaches what guessing scores",
+        ),
+        ("G10", {"chance": None, "utility_at_floor": True}, "its own interval reaches the worst possible score"),
+        (
+            "G1",
+            {"identical": [], "unknown": ["weight hash of the reference arm: not checked"]},
+            "weight hash of the reference arm: not checked",
+        ),
+        ("G5", {}, "–"),
         ("G5", None, "–"),
         ("G3", "as it is", "as it is"),
         ("G77", {"new": 1.25, "none": None}, "new: 1.25"),

@@ -38,7 +38,7 @@ from sst_merge.models import Base
 from sst_merge.progress import Reporter
 from sst_merge.run_folder import RunFolder, canonical_sha256
 from sst_merge.stages.calibrate import LazyBase
-from sst_merge.stages.merge import Merged, merge_reusing
+from sst_merge.stages.merge import Merged, merge_reusing, patch_key
 from sst_merge.stages.plan import Plan, Role
 from sst_merge.stages.rows import answer_room
 from sst_merge.statistics import Statistics
@@ -92,6 +92,8 @@ def evaluate(made: Plan, base: LazyBase, statistics: Statistics | None, reporter
                 reporter,
                 reference=made.updates("utility"),
             )
+        later = [patch_key(method) for method in made.config.comparisons if not is_complete(made, method.arm)]
+        patches = {key: patch for key, patch in patches.items() if key in later}
 
 
 def is_complete(made: Plan, name: str) -> bool:

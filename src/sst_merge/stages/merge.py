@@ -92,8 +92,8 @@ def merge_reusing(
 ) -> Merged:
     """As :func:`merge_updates`, with the patch of an earlier merge if only utility weight and strength differ.
 
-    The weights of a merged model are the same to the last bit; its factors may have more components of zeros, and the
-    diagnostics have no spectrum of the soft rule.
+    The weights of a merged model are the same to the last bit. The factors lack the patch's components of zeros, and
+    the diagnostics the spectrum of the soft rule.
 
     Args:
         patches: Merges of patches alone, of these adapters and statistics with this seed; added to.
@@ -103,19 +103,28 @@ def merge_reusing(
         statistics: What calibration measured.
         seed: Of random methods.
         reporter: Shows progress.
+
+    Raises:
+        AdapterError: As :func:`merge_updates`.
     """
-    alone = method.patch_alone()
-    if alone is None:
-        return merge_updates(method.without_spectrum(), utility, safety, statistics, seed=seed, reporter=reporter)
-    key = alone.model_dump_json()
+    alone = (method.patch_alone() or method).without_spectrum()
+    key = patch_key(method)
+    if key is None:
+        return merge_updates(alone, utility, safety, statistics, seed=seed, reporter=reporter)
     if key not in patches:
-        method_alone = alone.without_spectrum()
-        patches[key] = merge_updates(method_alone, utility, safety, statistics, seed=seed, reporter=reporter)
+        made = merge_updates(alone, utility, safety, statistics, seed=seed, reporter=reporter)
+        patches[key] = made._replace(updates={n: u.without_zero_components() for n, u in made.updates.items()})
     updates = {}
     for name, patch in patches[key].updates.items():
         parts = (utility[name].scaled(method.utility_weight), patch.scaled(method.strength))
         updates[name] = _finite(name, concatenate(parts))
     return patches[key]._replace(updates=updates)
+
+
+def patch_key(method: MergeMethod) -> str | None:
+    """What two methods have in common whose patches are one; ``None`` where a merge has no patch of its own."""
+    alone = method.patch_alone()
+    return None if alone is None else alone.model_dump_json()
 
 
 def _finite(name: str, update: Update) -> Update:

@@ -157,10 +157,15 @@ def test_a_patch_serves_no_other_price_and_no_sum_that_is_none(llama: Base, tmp_
             torch.testing.assert_close(made.updates[name].dense(), update.dense(), rtol=0, atol=0)
     assert len(patches) == 2
     assert METHODS["sst"](span="joint").patch_alone() is None
-    large = {name: update.scaled(3e38) for name, update in safety.items()}
-    method = METHODS["sst"](fisher="none", strength=4.0)
+    method = METHODS["sst"](fisher="none", keep={"soft": 0}, utility_weight=0.0)
+    patch = merge_updates(method, utility, safety, None, seed=0, reporter=SilentReporter()).updates
+    largest = max(float(update.b.abs().max()) for update in patch.values())
+    large = {name: update.scaled(2e38 / largest) for name, update in safety.items()}
+    found = merge_reusing(patches, method, utility, large, None, seed=0, reporter=SilentReporter())
+    assert max(float(update.b.abs().max()) for update in found.updates.values()) > 1e38  # finite at strength 1
+    stronger = method.model_copy(update={"strength": 4.0})
     with pytest.raises(AdapterError, match="holds NaN or infinity"):
-        merge_reusing({}, method, utility, large, None, seed=0, reporter=SilentReporter())
+        merge_reusing(patches, stronger, utility, large, None, seed=0, reporter=SilentReporter())
 
 
 def test_in_global_scope_energies_and_spectrum_are_those_of_the_one_problem(llama: Base, tmp_path: Path) -> None:
