@@ -62,6 +62,16 @@ KNOWN_FIELDS = REFUSED.keys() | {
 }
 NAMING_FIELDS = ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform")
 """By these PEFT decides which modules have an adapter."""
+TASK_TYPES = (
+    None,
+    "CAUSAL_LM",
+    "FEATURE_EXTRACTION",
+    "QUESTION_ANS",
+    "SEQ_2_SEQ_LM",
+    "SEQ_CLS",
+    "TOKEN_CLS",
+)
+"""What PEFT loads; another one, written into the merged adapter, could not be read."""
 # Initialisations that change the base weights at load time, so that the factors alone are not the update.
 REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -152,11 +162,12 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
         wanted.append((field, config.get(field), is_right(config.get(field)), expected))
         for key, value in patterns.items():
             wanted.append((f"{pattern}['{key}']", value, is_right(value) and is_regex(key), f"a regex and {expected}"))
-    base, rslora = config.get("base_model_name_or_path"), config.get("use_rslora")
+    base, rslora, task = (config.get(key) for key in ("base_model_name_or_path", "use_rslora", "task_type"))
     targets, excluded, pattern, layers = (config.get(field) for field in NAMING_FIELDS)
     wanted += [
         ("base_model_name_or_path", base, base is None or isinstance(base, str), "a name"),
         ("revision", config.get("revision"), isinstance(config.get("revision"), str | None), "a name"),
+        ("task_type", task, task in TASK_TYPES, "CAUSAL_LM, or another of PEFT's"),
         ("use_rslora", rslora, rslora is None or isinstance(rslora, bool), "true or false"),
         ("target_modules", targets, _is_names(targets), "names or a regex"),
         ("exclude_modules", excluded, _is_names(excluded), "names or a regex"),

@@ -369,7 +369,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # OSError is what it raises for some damages
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
 
@@ -380,6 +380,8 @@ def _read_hub(reference: str, key: str) -> list[dict[str, Any]]:
 
     name, _, split = reference.partition("@")
     name, _, config = name.partition(":")
+    if not name.strip():
+        raise DataError(f"{key}: hub:{reference} names no data set. Write hub:<dataset id>, and @<split> behind it.")
     try:
         table: Any = datasets.load_dataset(name, config or None, split=split or "train")
         return list(table)
@@ -427,6 +429,8 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
             raise DataError(f"{key}: {source.data}: row {number} has no text in {where} ({found!r}).")
         cluster = _number_as_text(entry.get("cluster"))
         cluster = (str(cluster).strip() or None) if cluster is not None else None
+        if cluster is not None and as_text(cluster) is None:
+            raise DataError(f"{key}: {source.data}: row {number} has no text in column 'cluster' ({cluster!r}).")
         others = {name: value for name, value in entry.items() if name not in {source.prompt_column, answer_column}}
         turns = turns_before(said, others, source.system, f"{key}: {source.data}: row {number}")
         row = Row(row_id(prompt, turns), prompt, answer, cluster, source.weight, turns)

@@ -51,7 +51,7 @@ def model_config(reference: str, revision: str | None = None) -> Any:
     is_folder = Path(reference).is_dir()
     if is_folder and not (Path(reference) / "config.json").is_file() and (Path(reference) / ADAPTER_CONFIG).is_file():
         raise ModelError(f"base_model: {reference!r} is an adapter. Give the base that its {ADAPTER_CONFIG} names.")
-    if not is_folder and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):  # no name of the hub
+    if not is_folder and reference not in KNOWN_MODELS and not _is_hub_name(reference):
         raise ModelError(f"base_model: no such folder: {reference}")
     if not is_folder and reference not in KNOWN_MODELS and not _is_cached(reference, revision) and not hub_answers():
         raise ModelError(  # told here, after one question: transformers asks for a minute
@@ -68,6 +68,18 @@ def model_config(reference: str, revision: str | None = None) -> Any:
 def model_location(reference: str) -> str | Path:
     """Where transformers finds a model."""
     return convert(reference) if reference in KNOWN_MODELS else reference
+
+
+def _is_hub_name(reference: str) -> bool:
+    """Whether the hub could have a model of that name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        validate_repo_id(reference)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _is_cached(reference: str, revision: str | None) -> bool:

@@ -80,7 +80,8 @@ def turns_before(said: Turns | None, row: dict[str, Any], system: str | None, wh
 def _is_turns(column: str, value: Any) -> bool:
     """Whether a column of a table of no known shape holds a system turn or earlier turns, and nothing else."""
     is_pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
-    return (column == "system" and as_text(value) is not None) or (column == "history" and is_pairs)
+    is_said = isinstance(value, str) and not _is_blank(value)
+    return (column == "system" and is_said) or (column == "history" and is_pairs)
 
 
 def as_answer(value: Any) -> Any:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -28,6 +29,8 @@ from sst_merge.errors import RunFolderError
 from sst_merge.section import file_stem
 from sst_merge.wheels import replace_file
 
+UNFINISHED = re.compile(r"\..+-([0-9a-f]{16}|[a-z0-9_]{8})")
+"""Names under which files and folders are written before they get their own, and folders removed."""
 LONGEST_VALUE = 100
 """Characters of a value in a message about what differs."""
 VERSIONED = ("sst-merge", "torch", "transformers", "peft", "numpy")
@@ -99,11 +102,18 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
+            self._sweep()
             yield
         finally:
             if os.name == "posix":  # elsewhere a held file cannot be removed, and release() does it
                 self.lock_file.unlink(missing_ok=True)  # who waits for the removed file sees that and makes a new one
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what a killed run had not finished to write or to remove."""
+        for path in sorted(self.path.rglob(".*")):
+            if UNFINISHED.fullmatch(path.name) and path.exists():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def open(
         self, identity: dict[str, Any], *, command: str, replace: bool = False, reusable: Collection[Path] = ()
@@ -163,7 +173,9 @@ class RunFolder:
                 elif path.resolve() in above:
                     folders.append(path)
                 elif path.resolve() not in kept:
-                    shutil.rmtree(path)
+                    # Whole or gone: of a folder that lacks some files nobody could say what it was.
+                    gone = path.rename(path.with_name(f".{path.name}-{secrets.token_hex(8)}"))
+                    shutil.rmtree(gone)
 
     def refuse_foreign(self, identity: dict[str, Any]) -> None:
         """Refuse what :meth:`open` would refuse, and write nothing.

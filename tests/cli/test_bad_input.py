@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -163,6 +165,43 @@ def hub_name(inputs: Path) -> dict[str, Any]:
     return {"base_model": "no/such"}
 
 
+NO_NAMES = ("none/", "my model", "hub:")
+
+
+def base_named(name: str) -> Change:
+    def change(inputs: Path) -> dict[str, Any]:
+        return {"base_model": name}
+
+    return change
+
+
+def half_an_emoji_in(column: str) -> Change:
+    def change(inputs: Path) -> None:
+        rows = [{"prompt": f"q{n}", "answer": "I cannot.", column: f"a{n}\ud83d"} for n in range(3)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (inputs / "safety_calibration.jsonl").write_text(text, encoding="utf-8")
+
+    return change
+
+
+def damaged_parquet(inputs: Path) -> dict[str, Any]:
+    file = inputs / "safety.parquet"
+    pq.write_table(pa.Table.from_pylist([{"prompt": f"q{n}", "answer": "yes"} for n in range(5)]), file)
+    whole = bytearray(file.read_bytes())
+    whole[6:30] = b"\xff" * 24
+    file.write_bytes(bytes(whole))
+    calibration = {"utility": str(inputs / "utility_calibration.jsonl"), "safety": str(file)}
+    return {"calibration": calibration}
+
+
+def nameless_hub_data(inputs: Path) -> dict[str, Any]:
+    return {"calibration": {"utility": str(inputs / "utility_calibration.jsonl"), "safety": "hub:"}}
+
+
+def endless_path(inputs: Path) -> dict[str, Any]:
+    return {"calibration": {"utility": str(inputs / "utility_calibration.jsonl"), "safety": "a" * 300 + ".jsonl"}}
+
+
 def no_base(inputs: Path) -> dict[str, Any]:
     return {"base_model": str(inputs / "nowhere")}
 
@@ -259,6 +298,22 @@ def unknown_method(_: Path) -> dict[str, Any]:
             r"ModelError: base_model: there is no folder 'no/such' in /.*, it is not in the cache of the hub, and",
         ),
         (no_base, r"ModelError: base_model: no such folder: .*nowhere"),
+        *((base_named(name), f"ModelError: base_model: no such folder: {name}") for name in NO_NAMES),
+        *(
+            (half_an_emoji_in(column), rf"DataError: calibration.safety: .* row 1.* column '{column}'")
+            for column in ("prompt", "answer", "cluster")
+        ),
+        (
+            half_an_emoji_in("system"),
+            r"DataError: calibration.safety: .* row 1: the system turn of column 'system' has no",
+        ),
+        (damaged_parquet, r"DataError: .*safety.parquet is not a readable Parquet file"),
+        (nameless_hub_data, r"DataError: calibration.safety: hub: names no data set. Write hub:<dataset id>"),
+        (endless_path, r"ConfigError: this is no path, it is too long: .*aaaa"),
+        (
+            feature(task_type="CAUFAL_LM"),
+            r"adapter_config.json: task_type is 'CAUFAL_LM', expected CAUSAL_LM, or another",
+        ),
         (base_without_config, r"ModelError: base_model: cannot find '.*empty'"),
         (store_that_is_a_file, r"ConfigError: calibration.store: .*refusal.jsonl is a file. Give a folder"),
         (device("meta"), r"ModelError: device: 'meta' is not to be had here, where torch sees cpu.* Use auto."),

@@ -24,6 +24,7 @@ from sst_merge.stages import report as report_stage
 from sst_merge.stages import run as run_stage
 from sst_merge.stages.plan import plan
 from sst_merge.statistics import stored
+from sst_merge.wheels import file_sha256
 from tiny_run import artefacts, numbers, run_config, run_file, run_tiny
 
 
@@ -377,6 +378,35 @@ def remove_scores(output: Path) -> None:
     (output / "scores" / "utility" / "exact_match.jsonl").unlink()
 
 
+def change_score(output: Path) -> None:
+    file = output / "scores" / "merged" / "refusal.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"refused": 0', '"refused": 1', 1), encoding="utf-8")
+
+
+def exchange_file(output: Path) -> None:
+    shutil.copyfile(output / "scores" / "safety" / "refusal.jsonl", output / "scores" / "merged" / "refusal.jsonl")
+
+
+def exchange_arms(output: Path) -> None:
+    scores = output / "scores"
+    (scores / "utility").rename(scores / "other")
+    (scores / "safety").rename(scores / "utility")
+    (scores / "other").rename(scores / "safety")
+
+
+def cut_probe(output: Path) -> None:
+    file = output / "scores" / "merged" / "probe.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def hash_again(output: Path) -> None:
+    """As if other scores had been evaluated."""
+    for file in (output / "scores").glob("*/arm.json"):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary["files"] = {name: file_sha256(file.parent / name) for name in summary["files"]}
+        file.write_text(json.dumps(summary), encoding="utf-8")
+
+
 def damage(place: str, text: str) -> Any:
     def tamper(output: Path) -> None:
         (output / place).write_text(text, encoding="utf-8")
@@ -384,15 +414,18 @@ def damage(place: str, text: str) -> Any:
     return tamper
 
 
+WRITTEN = "{} is not what was written when the arm was evaluated. Remove .*, and evaluate this arm again: sst-merge run"
+
+
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
-        (remove_sample, r"refusal.jsonl has 6 samples, expected 7"),
-        (rename_sample, r"refusal.jsonl has 7 samples, expected 7, or other prompts"),
-        (double_sample, r"exact_match.jsonl has 7 samples, expected 6"),
-        (remove_id, r"base/refusal.jsonl is damaged"),
-        (break_line, r"base/refusal.jsonl is damaged"),
-        (change_prompt, r"merged/refusal.jsonl: the prompts were tokenised differently"),
+        *((each, WRITTEN.format(r"merged/refusal.jsonl")) for each in (remove_sample, rename_sample, change_prompt)),
+        *((each, WRITTEN.format(r"merged/refusal.jsonl")) for each in (change_score, exchange_file)),
+        *((each, WRITTEN.format(r"base/refusal.jsonl")) for each in (remove_id, break_line)),
+        (double_sample, WRITTEN.format(r"safety/exact_match.jsonl")),
+        (cut_probe, WRITTEN.format(r"merged/probe.safetensors")),
+        (exchange_arms, r"scores/utility/arm.json is of the arm 'safety', not 'utility'. Remove .*scores/utility, and"),
         (change_adapter, r"adapter is not the adapter that was evaluated"),
         (change_scaling, r"adapter is not the adapter that was evaluated"),
         (remove_weights, r"adapter_model.safetensors is missing"),
@@ -407,7 +440,7 @@ def damage(place: str, text: str) -> Any:
             r"diagnostics.json is damaged: .* Remove it, and make it again: sst-merge run",
         ),
         (damage("scores/merged/arm.json", "{}"), r"merged/arm.json is damaged: it has no artefact_sha256. Remove it"),
-        (damage("scores/base/arm.json", "{}"), r"base/arm.json is damaged: it has no device. Remove it"),
+        (damage("scores/base/arm.json", "{}"), r"base/arm.json is damaged: it has no arm. Remove it"),
         (damage("looks.jsonl", '{"items"'), r"looks.jsonl is damaged. Remove the damaged line; the look"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -450,3 +483,85 @@ def test_a_report_refuses_a_run_file_with_other_settings(inputs: Path, finished:
 def test_the_same_inputs_give_the_same_run_anywhere(inputs: Path, base: Base, finished: Path, tmp_path: Path) -> None:
     run_tiny(inputs, tmp_path / "elsewhere", base)
     assert_same_run(tmp_path / "elsewhere", finished)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (remove_sample, r"refusal.jsonl has 6 samples, expected 7"),
+        (rename_sample, r"refusal.jsonl has 7 samples, expected 7, or other prompts"),
+        (double_sample, r"exact_match.jsonl has 7 samples, expected 6"),
+        (remove_id, r"base/refusal.jsonl is damaged"),
+        (break_line, r"base/refusal.jsonl is damaged"),
+        (change_prompt, r"merged/refusal.jsonl: the prompts were tokenised differently"),
+    ],
+)
+def test_a_report_refuses_samples_that_are_not_the_same_in_every_arm(
+    inputs: Path, finished: Path, tmp_path: Path, tamper: Any, message: str
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    tamper(output)
+    hash_again(output)
+    with pytest.raises(RunFolderError, match=message):
+        report_stage.report(plan(run_config(inputs, output), root=Path()))
+
+
+def test_an_arm_that_was_changed_is_evaluated_again_by_the_remedy_of_the_message(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    change_score(output)
+    with pytest.raises(RunFolderError, match="is not what was written"):
+        run_tiny(inputs, output, base)
+    shutil.rmtree(output / "scores" / "merged")
+    run_tiny(inputs, output, base)
+    assert_same_run(output, finished)
+
+
+def test_what_a_killed_run_left_unfinished_is_swept(inputs: Path, base: Base, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    for place in (".adapter-ab12_x9z", ".adapter-0123456789abcdef", "scores/merged/.arm.json-0123456789abcdef"):
+        if "json" in place:
+            (output / place).write_text("{", encoding="utf-8")
+        else:
+            shutil.copytree(output / "adapter", output / place / "old")
+    (output / ".notes").write_text("the user's own", encoding="utf-8")
+    run_tiny(inputs, output, base)
+    assert [path.name for path in output.rglob(".*")] == [".notes"]
+    assert_same_run(output, finished)
+
+
+def test_a_replacement_that_is_killed_leaves_no_half_of_an_adapter(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+
+    def kill(folder: Path) -> None:
+        (Path(folder) / "adapter_config.json").unlink()
+        raise KilledError
+
+    monkeypatch.setattr(run_folder.shutil, "rmtree", kill)
+    with pytest.raises(KilledError):
+        run_tiny(inputs, output, base, replace_run=True, method={"name": "linear"})
+    monkeypatch.undo()
+    assert not (output / "adapter").exists()
+    run_tiny(inputs, output, base)  # the run that was to be replaced goes on
+    assert_same_run(output, finished)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_lacks_a_file_is_told(
+    inputs: Path, base: Base, finished: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    (output / "adapter" / name).unlink()
+    with pytest.raises(AdapterError, match=rf"{name} is missing from the adapter that this run wrote.\n  Remove"):
+        run_tiny(inputs, output, base)
+    shutil.rmtree(output / "adapter")
+    run_tiny(inputs, output, base)
+    assert_same_run(output, finished)

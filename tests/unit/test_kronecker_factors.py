@@ -45,7 +45,7 @@ def test_no_module_is_skipped_and_no_factor_is_larger_than_the_smaller_dimension
 def test_a_killed_calibration_ends_with_the_same_bytes(
     llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float
 ) -> None:
-    whole = measure(llama, tmp_path / "whole")
+    whole = measure(llama, tmp_path / "whole" / "key")
     monkeypatch.setattr(kronecker_factors, "SAVING_SHARE", every)
     monkeypatch.setattr(kronecker_factors, "WRITTEN_PER_SECOND", math.inf)  # the first batch's sums are written
     done: list[int] = []
@@ -56,12 +56,12 @@ def test_a_killed_calibration_ends_with_the_same_bytes(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(llama, tmp_path / "killed", on_batch=stop_after_the_second)
-    assert not KroneckerFactors.is_complete(tmp_path / "killed")
-    assert int(load_file(tmp_path / "killed" / "sums.safetensors")["batches"]) == (2 if every else 1)
-    measure(llama, tmp_path / "killed")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert KroneckerFactors.load(tmp_path / "killed").weights == whole.weights
+        measure(llama, tmp_path / "killed" / "key", on_batch=stop_after_the_second)
+    assert not KroneckerFactors.is_complete(tmp_path / "killed" / "key")
+    assert int(load_file(tmp_path / "killed" / "key" / "sums.safetensors")["batches"]) == (2 if every else 1)
+    measure(llama, tmp_path / "killed" / "key")
+    assert contents(tmp_path / "killed" / "key") == contents(tmp_path / "whole" / "key")
+    assert KroneckerFactors.load(tmp_path / "killed" / "key").weights == whole.weights
 
 
 def test_sums_that_take_long_to_write_wait_for_more_batches(

@@ -15,6 +15,7 @@ from sst_merge.linalg import patch_coordinates
 from sst_merge.models import Base
 from sst_merge.statistics import STATISTICS, KroneckerFactors, SampleGradients
 from sst_merge.statistics.sample_gradients import batch_gradients, capture_gradients, choose_side, patch_bases
+from sst_merge.statistics.stored import TensorFile, save_tensors
 from sst_merge.weights import applied
 from tiny import encoded_conversations, in_another_gauge, random_adapter, random_update, tiny_base, zero_adapter
 
@@ -72,11 +73,12 @@ def test_a_killed_calibration_goes_on_where_it_stopped(llama: Base, tmp_path: Pa
 
 
 def test_the_same_measurement_twice_has_equal_bytes(llama: Base, tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        measure(llama, tmp_path / name)
-    for file in sorted((tmp_path / "first").iterdir()):
-        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
-    assert SampleGradients.load(tmp_path / "first").batches == SampleGradients.load(tmp_path / "second").batches
+    first, second = (tmp_path / name / "key" for name in ("first", "second"))
+    for folder in (first, second):
+        measure(llama, folder)
+    for file in sorted(first.iterdir()):
+        assert file.read_bytes() == (second / file.name).read_bytes()
+    assert SampleGradients.load(first).batches == SampleGradients.load(second).batches
 
 
 def flip(file: Path) -> None:
@@ -102,6 +104,15 @@ def exchange(file: Path) -> None:
     other.write_bytes(one)
 
 
+def of_other_statistics(file: Path) -> None:
+    """As it would be in a folder of another name."""
+    tensors = TensorFile(file).tensors()
+    other = file.parent.with_name("other")
+    other.mkdir()
+    save_tensors(other / file.name, tensors)
+    (other / file.name).replace(file)
+
+
 def other_weights(file: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace("1.0", "1.5", 1), encoding="utf-8")
 
@@ -112,6 +123,8 @@ DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
     ("batch-0000.safetensors", flip, "the numbers of '.*' are not those that were written"),
     ("batch-0000.safetensors", exchange, "it was written as batch-0001.safetensors"),
     ("basis.safetensors", flip, "the numbers of '.*' are not those that were written"),
+    ("batch-0000.safetensors", of_other_statistics, "it was written into a folder other"),
+    ("basis.safetensors", of_other_statistics, "it was written into a folder other"),
 ]
 OF_FINISHED: list[tuple[str, Callable[[Path], None], str]] = [  # an interrupted one measures what is not there
     ("batch-0000.safetensors", Path.unlink, "No such file or directory"),

@@ -10,7 +10,7 @@ import typer
 
 from sst_merge.allocator import keep_freed_memory
 from sst_merge.cli import listings, results, runs
-from sst_merge.errors import InvalidResultError, RunFolderError, SSTMergeError
+from sst_merge.errors import ConfigError, InvalidResultError, RunFolderError, SSTMergeError
 
 app = typer.Typer(
     name="sst-merge",
@@ -68,6 +68,9 @@ def main() -> None:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            typer.echo(f"ConfigError: this is no path, it is too long: {error.filename}", err=True)
+            sys.exit(ConfigError.exit_code)
         if not _is_full_disk(error):
             raise
         filename = getattr(error, "filename", None)

@@ -46,6 +46,7 @@ from sst_merge.statistics.stored import save_tensors
 from sst_merge.tasks import AnswerTask, LmEval
 from sst_merge.tasks.judges import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 from sst_merge.weights import applied
+from sst_merge.wheels import file_sha256
 
 PROBES = 16
 
@@ -145,9 +146,9 @@ def evaluate_arm(
         ModelError: If an update does not fit the model.
         NumericalError: If a likelihood is NaN or infinite.
     """
+    written = [folder.scores_file(arm.name, config.name) for config in evaluation.tasks]
     with applied(base, arm.updates, arm.name) as weights:
-        for config in evaluation.tasks:
-            where = folder.scores_file(arm.name, config.name)
+        for config, where in zip(evaluation.tasks, written, strict=True):
             score = _scorer(base, tasks[config.name], config, rows[config.name], evaluation.batch_size)
             with reporter.task(f"Evaluating {arm.name}: {config.name}", len(rows[config.name])) as advance:
                 _append_samples(score, rows[config.name], where, advance, f"arm '{arm.name}', task {config.name}")
@@ -163,6 +164,7 @@ def evaluate_arm(
         "dtype": base.precision,
         "device": str(base.device),
         "threads": torch.get_num_threads(),
+        "files": {file.name: file_sha256(file) for file in (folder.probe_file(arm.name), *written)},
     }
     folder.write_json(folder.arm_file(arm.name), summary)
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from sst_merge.adapter import Update, Updates, concatenate, iterate_shared, squared_norm
-from sst_merge.adapter_config import read_config
-from sst_merge.adapter_io import folder_sha256, read_adapter, write_adapter
+from sst_merge.adapter_config import CONFIG_FILE, read_config
+from sst_merge.adapter_io import WEIGHTS_FILE, folder_sha256, read_adapter, write_adapter
 from sst_merge.errors import AdapterError
 from sst_merge.linalg import truncated
 from sst_merge.methods import MergeMethod, module_generator
@@ -164,6 +164,12 @@ def merge(made: Plan, statistics: Statistics | None, reporter: Reporter) -> dict
     """
     if made.folder.diagnostics_file.is_file() and made.folder.adapter.is_dir():
         diagnostics = made.folder.read_json(made.folder.diagnostics_file)
+        missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (made.folder.adapter / name).is_file()]
+        if missing:
+            raise AdapterError(
+                f"{made.folder.adapter / missing[0]} is missing from the adapter that this run wrote.\n"
+                f"  Remove {made.folder.adapter}, and merge again: sst-merge run FILE"
+            )
         if folder_sha256(made.folder.adapter) != diagnostics["adapter_sha256"]:
             raise AdapterError(
                 f"{made.folder.adapter} is not the adapter that this run wrote: diagnostics.json has another hash.\n"

@@ -1,7 +1,7 @@
 """Report: from the records of a run to estimates, Safety Tax and pages. Loads no model; can be run again at will."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -22,7 +22,7 @@ from sst_merge.stages.evaluate import arm_names
 from sst_merge.stages.plan import Plan
 from sst_merge.tasks import Measure, Task
 from sst_merge.tasks.judges import is_incoherent
-from sst_merge.wheels import replace_file
+from sst_merge.wheels import file_sha256, replace_file
 
 LABELS = {"base": "Base model", "utility": "Utility adapter", "safety": "Safety adapter"}
 EXAMPLES = {"safety": 4, "over_refusal": 3, "utility": 3}
@@ -91,11 +91,10 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
     arms: dict[str, Any] = {}
     for arm in arm_names(made):
         arms[arm] = folder.read_json(folder.arm_file(arm))
+        _check_arm(folder, arm, arms[arm], made.inputs.evaluation)
         samples[arm] = {}
         for task, rows in made.inputs.evaluation.items():
             file = folder.scores_file(arm, task)
-            if not file.is_file():
-                raise RunFolderError(f"{file} is missing. Run: sst-merge evaluate FILE")
             found = _read_lines(file, "id", "Run: sst-merge run FILE --replace")
             by_id = {sample["id"]: sample for sample in found}
             if set(by_id) != {row.id for row in rows} or len(found) != len(rows):
@@ -117,6 +116,22 @@ def read_records(folder: RunFolder, made: Plan) -> Records:
                     f"{arms['base'][field]}; they cannot be compared. Run: sst-merge run FILE --replace"
                 )
     return Records(samples, arms)
+
+
+def _check_arm(folder: RunFolder, arm: str, summary: dict[str, Any], tasks: Iterable[str]) -> None:
+    """The files of an arm must be those that were written when it was evaluated.
+
+    Raises:
+        RunFolderError: Naming the file that is missing, was changed, or is another arm's.
+    """
+    remedy = f"Remove {folder.arm_file(arm).parent}, and evaluate this arm again: sst-merge run FILE"
+    if summary["arm"] != arm:
+        raise RunFolderError(f"{folder.arm_file(arm)} is of the arm {summary['arm']!r}, not {arm!r}. {remedy}")
+    for file in (folder.probe_file(arm), *(folder.scores_file(arm, task) for task in tasks)):
+        if not file.is_file():
+            raise RunFolderError(f"{file} is missing. Run: sst-merge evaluate FILE")
+        if file_sha256(file) != summary["files"].get(file.name):
+            raise RunFolderError(f"{file} is not what was written when the arm was evaluated. {remedy}")
 
 
 def _read_lines(file: Path, key: str, remedy: str) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ BASIS_FILE = "basis.safetensors"
 INDEX_FILE = "index.json"
 ALONE = Processes()
 CHECKS = "sst_merge"
-"""Key of the metadata that hold a file's name and the CRC-32 of every tensor; one key, so that bytes do not vary."""
+"""Key of the metadata: the names of a file and of its folder, which stands for what the statistics depend on, and the
+CRC-32 of every tensor; one key, so that bytes do not vary."""
 DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 
 
@@ -57,6 +58,8 @@ class TensorFile:
             self._crc32: dict[str, int] = checks.get("crc32", {})
             if checks and checks["file"] != path.name:
                 raise ValueError(f"it was written as {checks['file']}")
+            if checks and checks.get("folder", path.absolute().parent.name) != path.absolute().parent.name:
+                raise ValueError(f"it was written into a folder {checks['folder']}")
             if checks and self._crc32.keys() != self._entries.keys():
                 raise ValueError("tensors and sums differ")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -150,8 +153,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically, so that :class:`TensorFile` can tell whether they are what was written."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sums = {name: zlib.crc32(tensor.numpy()) for name, tensor in ready.items()}  # type: ignore[arg-type]
+    checks = {"file": path.name, "folder": path.absolute().parent.name, "crc32": sums}
     temporary = path.with_suffix(".part")
-    save_file(ready, temporary, metadata={CHECKS: json.dumps({"file": path.name, "crc32": sums}, sort_keys=True)})
+    save_file(ready, temporary, metadata={CHECKS: json.dumps(checks, sort_keys=True)})
     put_in_place(temporary, path)
 
 
