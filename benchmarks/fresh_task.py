@@ -6,7 +6,7 @@ Each line of a file is a merge with its settings, its calibration data and every
 and at equal refusals of the harmful prompts the share refused of the harmless ones, by straight lines between
 strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts. First, for
 the blunt safety adapter, of the merges with dampings and prices, then of those with Fisher matrices of one point and
-of two, for the blunt and for the balanced one.
+of two, for the blunt and for the balanced one; at last those of a third task, by the data they were calibrated on.
 """
 
 import json
@@ -35,9 +35,11 @@ POINTS = (
 )
 """Title, calibration data, settings and points of each path of strengths."""
 OWN_WORDING = POINTS[:4]
+DATA = tuple((f"SST, {data}", data, {}, None) for data in ("narrow", "wide", "narrow and look-alikes"))
 OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
 OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
 OF_OWN_WORDING = OF_POINTS[:2]
+OF_DATA = (("wide - narrow", 1, 0), ("look-alikes - narrow", 2, 0))
 """Differences that are shown: title, and the places of the two paths."""
 DEFAULTS = {"price": 100, "damping_safety": 2}
 Line = dict[str, Any]
@@ -138,3 +140,5 @@ if __name__ == "__main__":
     print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, POINTS, OF_POINTS)))
     found = recorded("scores_two_points_balanced")
     print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, OWN_WORDING, OF_OWN_WORDING)))
+    found = recorded("scores_short_tasks")
+    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DATA, OF_DATA)))
