@@ -116,17 +116,21 @@ def at_equal_refusals(
         path.sort(key=lambda line: line["settings"]["strength"])
         return matched([[utility], *([line] for line in path)], target, mean)
 
+    def told(found: Matched) -> str:
+        if not found.is_known:
+            return f"reached by {found.is_reached.mean():.0%} of the draws"
+        return f"{100 * found.rates['over_refusal'][0]:.1f}"
+
     heads = [*(title for title, *_ in paths), *(title for title, *_ in compared)]
     yield "| harmful refused | task arithmetic | " + " | ".join(heads)
     yield " |\n|---|---|" + "---|" * len(heads) + "\n"
     for target in TARGETS:
         theirs, *ours = (point(*path, target) for path in (BASELINE, *paths))
         over = [each.rates["over_refusal"] for each in ours]
-        cells = [f"{100 * theirs.rates['over_refusal'][0]:.1f}"]
+        cells = [told(theirs)]
         for each, refused in zip(ours, over, strict=True):
             difference = interval(refused - theirs.rates["over_refusal"], 100, 1)
-            reached = f"reached by {each.is_reached.mean():.0%} of the draws"
-            cells.append(f"{100 * refused[0]:.1f}, {difference}" if each.is_known else reached)
+            cells.append(f"{told(each)}, {difference}" if each.is_known and theirs.is_known else told(each))
         for _, i, j in compared:
             is_known = ours[i].is_known and ours[j].is_known
             cells.append(interval(over[i] - over[j], 100, 1) if is_known else "")
