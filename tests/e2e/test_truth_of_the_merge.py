@@ -21,6 +21,7 @@ from sst_merge.methods.task_arithmetic import TaskArithmetic
 from sst_merge.models import Base, linear_modules
 from sst_merge.stages import evaluate as evaluate_stage
 from sst_merge.weights import Applied
+from sst_merge.wheels import file_sha256
 from tiny import load_with_peft, write_peft_adapter
 from tiny_run import ARMS, TASKS, artefacts, copied, numbers, run_config, run_tiny, run_values, write_rows
 
@@ -411,5 +412,8 @@ def test_probes_of_different_prompts_are_not_compared(inputs: Path, base: Base, 
     run_tiny(inputs, tmp_path / "run", base, comparisons=None)
     file = tmp_path / "run" / "scores" / "utility" / "probe.safetensors"
     save_file({"log_probabilities": load_file(file)["log_probabilities"][:-1].contiguous()}, file)
+    summary = json.loads((file.parent / "arm.json").read_text(encoding="utf-8"))
+    summary["files"][file.name] = file_sha256(file)  # as if it had been evaluated so
+    (file.parent / "arm.json").write_text(json.dumps(summary), encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"probe.safetensors has other prompts .* --replace"):
         run_tiny(inputs, tmp_path / "run", base, comparisons=None)
