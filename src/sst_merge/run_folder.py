@@ -29,8 +29,8 @@ from sst_merge.errors import RunFolderError
 from sst_merge.section import file_stem
 from sst_merge.wheels import replace_file
 
-UNFINISHED = re.compile(r"\..+-([0-9a-f]{16}|[a-z0-9_]{8})")
-"""Names under which files and folders are written before they get their own, and folders removed."""
+UNFINISHED = re.compile(r"\.(adapter-[a-z0-9_]{8}|.+-[0-9a-f]{16})")
+"""Names under which the adapter and other files are written before they get their own, and folders removed."""
 LONGEST_VALUE = 100
 """Characters of a value in a message about what differs."""
 VERSIONED = ("sst-merge", "torch", "transformers", "peft", "numpy")
@@ -110,9 +110,12 @@ class RunFolder:
             lock.release()
 
     def _sweep(self) -> None:
-        """Remove what a killed run had not finished to write or to remove."""
+        """Remove what a killed run had not finished to write or to remove.
+
+        Statistics are left alone: another run may have them as its store.
+        """
         for path in sorted(self.path.rglob(".*")):
-            if UNFINISHED.fullmatch(path.name) and path.exists():
+            if UNFINISHED.fullmatch(path.name) and self.statistics not in path.parents and path.exists():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def open(

@@ -528,9 +528,13 @@ def test_what_a_killed_run_left_unfinished_is_swept(inputs: Path, base: Base, fi
             (output / place).write_text("{", encoding="utf-8")
         else:
             shutil.copytree(output / "adapter", output / place / "old")
-    (output / ".notes").write_text("the user's own", encoding="utf-8")
+    kept = {".notes", ".my-settings", ".index.json-0123456789abcdef"}
+    for name in (".notes", ".my-settings", "statistics/.index.json-0123456789abcdef"):
+        (output / name).write_text("the user's own, or another run's", encoding="utf-8")
     run_tiny(inputs, output, base)
-    assert [path.name for path in output.rglob(".*")] == [".notes"]
+    assert {path.name for path in output.rglob(".*")} == kept
+    for path in output.rglob(".*"):
+        path.unlink()
     assert_same_run(output, finished)
 
 

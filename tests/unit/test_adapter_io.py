@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, TaskType
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 
 from sst_merge import adapter_io
 from sst_merge.adapter import Update, Updates
-from sst_merge.adapter_config import CONFIG_FILE, KNOWN_FIELDS, REFUSED, WEIGHTS_FILE
+from sst_merge.adapter_config import CONFIG_FILE, KNOWN_FIELDS, REFUSED, TASK_TYPES, WEIGHTS_FILE
 from sst_merge.adapter_io import (
     TRAINING_ROWS_FILE,
     AdapterHeader,
@@ -825,3 +825,7 @@ def test_a_folder_without_an_adapter_says_where_one_is(folder: Path, tmp_path: P
         AdapterError, match=r"has no adapter_config\.json\. It is a whole model; adapters are merged\.$"
     ):
         read_adapter(tmp_path / "model")
+
+
+def test_task_types_are_those_of_peft() -> None:
+    assert set(TASK_TYPES) == {None, *(task.value for task in TaskType)}

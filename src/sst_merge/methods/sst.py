@@ -40,6 +40,8 @@ MOST_REFUSED = {"kfac": 53, "diagonal": 25}
 SMALLEST_DAMPING = 1e-10
 """Below it rounding moves the soft rule by more than 1e-5 of the patch, where samples are more than coordinates."""
 TINY = torch.finfo(torch.float64).tiny
+FREE = 1e200
+"""Stands for infinity among lambda, above any threshold, so that an order is left."""
 OUTSIDE = 1e-4
 """A patch whose squared norm lies outside the coordinates by more than this fraction has foreign statistics."""
 ROUNDING = 1e-12
@@ -258,7 +260,10 @@ class Sst(MergeMethod):
             _check_touched(_module(inputs), safety.sum(), utility.sum())
         gamma = self.damping_safety * float(safety.mean())
         eps = self.damping_utility * float(utility.mean())
-        values = (safety + gamma) / (utility + eps).clamp(min=TINY)
+        paid = utility + eps
+        if not bool(paid.any()):  # a module that the utility adapter left alone: all is free, the largest first
+            paid = torch.full_like(paid, float((safety + gamma).max()) / FREE)
+        values = (safety + gamma) / paid.clamp(min=TINY)
         if self.keep.soft == 0:
             weights = torch.ones_like(values)
         elif self.keep.soft is not None:

@@ -14,7 +14,7 @@ from sst_merge.adapter import Updates
 from sst_merge.errors import NumericalError, StatisticsError
 from sst_merge.kronecker import KroneckerFisher
 from sst_merge.linalg import patch_coordinates
-from sst_merge.methods import ModuleResult, module_generator
+from sst_merge.methods import ModuleInputs, ModuleResult, module_generator
 from sst_merge.methods.sst import Keep, Sst
 from sst_merge.statistics import KroneckerFactors, Request, Statistics
 from sst_merge.statistics.sample_gradients import patch_bases
@@ -253,6 +253,23 @@ def test_without_data_the_rule_is_a_loop_over_squared_entries(keep: Keep) -> Non
             expected[place] = weight * s[place]
         patch = expected @ q if basis.side == "output" else q.T @ expected
         torch.testing.assert_close(found[name].update.dense().double(), patch, **FLOAT32)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("keep", "kept"), [(Keep(directions=7), 7), (Keep(threshold=1e9), None)], ids=str)
+def test_where_the_utility_adapter_is_zero_all_is_free_and_the_largest_comes_first(
+    size: float, keep: Keep, kept: int | None
+) -> None:
+    name = next(iter(SHAPES))
+    safety, zero = SAFETY[name].scaled(size), UTILITY[name].scaled(0.0)
+    method = Sst(fisher="none", keep=keep, utility_weight=0.0)
+    result = method.merge_module(ModuleInputs(name, zero, safety), None, torch.Generator())
+    basis = _own_basis(name)
+    before, after = (patch_coordinates(each, basis.q, basis.side).flatten() for each in (safety, result.update))
+    is_kept = after.abs() > 1e-5 * before.abs().max()
+    expected = torch.zeros_like(is_kept)
+    expected[before.abs().argsort(descending=True)[:kept]] = True
+    assert torch.equal(is_kept, expected & (before.abs() > 1e-5 * before.abs().max()))
 
 
 def test_without_data_no_energy_is_predicted_and_nothing_is_asked_for() -> None:
