@@ -1,11 +1,13 @@
 """Calibration statistics on disk: coordinates, restarts, weights."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from families import other_base
@@ -13,9 +15,9 @@ from sst_merge.errors import ModelError, NumericalError, StatisticsError
 from sst_merge.inference import collate
 from sst_merge.linalg import patch_coordinates
 from sst_merge.models import Base
-from sst_merge.statistics import STATISTICS, KroneckerFactors, SampleGradients
+from sst_merge.statistics import STATISTICS, KroneckerFactors, SampleGradients, stored
 from sst_merge.statistics.sample_gradients import batch_gradients, capture_gradients, choose_side, patch_bases
-from sst_merge.statistics.stored import TensorFile, save_tensors
+from sst_merge.statistics.stored import TensorFile, save_tensors, writing_behind
 from sst_merge.weights import applied
 from tiny import encoded_conversations, in_another_gauge, random_adapter, random_update, tiny_base, zero_adapter
 
@@ -65,7 +67,9 @@ def test_a_killed_calibration_goes_on_where_it_stopped(llama: Base, tmp_path: Pa
     assert not SampleGradients.is_complete(tmp_path / "killed")
     first = tmp_path / "killed" / "batch-0000.safetensors"
     written = first.stat().st_mtime_ns
+    (first.parent / ".tmpa1B2c3").write_bytes(b"half a file of safetensors")
     resumed = measure(llama, tmp_path / "killed")
+    assert {file.name for file in first.parent.iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
     assert first.stat().st_mtime_ns == written
     assert SampleGradients.is_complete(tmp_path / "killed")
     for name in llama.modules:
@@ -79,6 +83,41 @@ def test_the_same_measurement_twice_has_equal_bytes(llama: Base, tmp_path: Path)
     for file in sorted(first.iterdir()):
         assert file.read_bytes() == (second / file.name).read_bytes()
     assert SampleGradients.load(first).batches == SampleGradients.load(second).batches
+
+
+def test_a_batch_is_computed_while_the_one_before_is_written(
+    llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = threading.Event()
+
+    def once_another_is_computed(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if path.name == "batch-0000.safetensors":
+            assert computed.wait(timeout=20), "the first batch was waited for"
+        save_tensors(path, tensors)
+
+    def on_batch(samples: int) -> None:
+        batches.append(samples)
+        if len(batches) == 1:
+            assert not (tmp_path / "statistics" / "batch-0000.safetensors").exists()
+            computed.set()
+
+    batches: list[int] = []
+    monkeypatch.setattr(stored, "save_tensors", once_another_is_computed)
+    measured = measure(llama, tmp_path / "statistics", on_batch=on_batch)
+    assert len(batches) == len(measured.batches) == len(list((tmp_path / "statistics").glob("batch-*.safetensors")))
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_could_not_be_written_behind_is_an_error(tmp_path: Path, others: int) -> None:
+    def write() -> None:
+        with writing_behind() as save:
+            save(tmp_path / "absent" / "one.safetensors", {"a": torch.ones(2)})
+            for number in range(others):
+                save(tmp_path / f"{number}.safetensors", {"a": torch.ones(2)})
+
+    with pytest.raises(SafetensorError, match=r"No such file or directory.*absent"):
+        write()
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def flip(file: Path) -> None:

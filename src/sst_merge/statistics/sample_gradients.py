@@ -29,8 +29,8 @@ from sst_merge.statistics.stored import (
     TensorFile,
     fixed_bases,
     read_index,
-    save_tensors,
     write_index,
+    writing_behind,
 )
 
 LEAVE_OUT = "Train both adapters without it (target_modules), or use a method that needs no calibration."
@@ -247,20 +247,21 @@ class SampleGradients(Stored):
         folder.mkdir(parents=True, exist_ok=True)
         batches = length_sorted([len(sample.ids) for sample in samples], batch_size)
         bases = fixed_bases(folder, bases, processes)
-        for number, positions in enumerate(batches):
-            file = _batch_file(folder, number)
-            is_own = number % processes.count == processes.rank
-            if is_own and file.exists():
-                TensorFile(file).tensors()  # damaged ones are found here, before the time of the others is spent
-            elif is_own:
-                gradients, _ = batch_gradients(
-                    base,
-                    bases,
-                    collate(base, [samples[position] for position in positions]),
-                    chosen_draws(draws, positions),
-                )
-                save_tensors(file, {name: gradient.float() for name, gradient in gradients.items()})
-            on_batch(len(positions))
+        with writing_behind() as save:
+            for number, positions in enumerate(batches):
+                file = _batch_file(folder, number)
+                is_own = number % processes.count == processes.rank
+                if is_own and file.exists():
+                    TensorFile(file).tensors()  # damaged ones are found here, before the time of the others is spent
+                elif is_own:
+                    gradients, _ = batch_gradients(
+                        base,
+                        bases,
+                        collate(base, [samples[position] for position in positions]),
+                        chosen_draws(draws, positions),
+                    )
+                    save(file, {name: gradient.float() for name, gradient in gradients.items()})
+                on_batch(len(positions))
         index = {
             "batches": batches,
             "safety_samples": safety_samples,

@@ -2,7 +2,9 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,9 @@ class Stored:
 
 def fixed_bases(folder: Path, bases: Mapping[str, PatchBasis], processes: Processes = ALONE) -> dict[str, PatchBasis]:
     """The coordinates that the batches in the folder are in: those of its first start, whatever a new SVD rounds to."""
+    if processes.is_first:
+        for litter in folder.glob(".tmp*"):  # what safetensors was writing when a run was killed
+            litter.unlink()
     if processes.is_first and not (folder / BASIS_FILE).is_file():
         save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
     processes.barrier()
@@ -157,6 +162,27 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     temporary = path.with_suffix(".part")
     save_file(ready, temporary, metadata={CHECKS: json.dumps(checks, sort_keys=True)})
     put_in_place(temporary, path)
+
+
+@contextmanager
+def writing_behind() -> Iterator[Callable[[Path, Mapping[str, Tensor]], None]]:
+    """While open, files are written as :func:`save_tensors` does, while the caller computes what the next one holds.
+
+    One at a time and in order: the yielded function waits for the file before, and raises what writing that one
+    raised. The tensors must not be changed any more. At the end everything is written.
+    """
+    pending: Future[None] | None = None
+
+    def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        nonlocal pending
+        if pending is not None:
+            pending.result()
+        pending = writer.submit(save_tensors, path, tensors)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="statistics") as writer:
+        yield save
+        if pending is not None:
+            pending.result()
 
 
 def _index_crc32(index: dict[str, Any]) -> int:
