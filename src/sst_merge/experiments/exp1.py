@@ -14,7 +14,7 @@ import torch
 
 from sst_merge.adapter_config import CONFIG_FILE
 from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig
-from sst_merge.data import DataSource, load_rows
+from sst_merge.data import NAMED, DataSource, load_rows
 from sst_merge.errors import ConfigError, DataError, InvalidResultError, ModelError, RunFolderError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.presets import BatchSizes, Preset
@@ -211,7 +211,7 @@ def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
     else:
         everything = [{**entry, "samples": None} for entry in absolute(tasks["refusal"].data or [])]
         harmful = _at_most(everything, size.evaluate, "harmful prompts", experiment, told, reporter)
-    harmless = absolute([DataSource(data="examples/data/everyday_prompts.jsonl", split="test")])
+    harmless = absolute([DataSource(data="builtin:everyday_prompts", split="test")])
     utility = _utility_section(experiment)
     if not is_lm_eval(experiment.utility_task):
         source = (
@@ -311,7 +311,7 @@ def _section(source: DataSource, repository: Path) -> dict[str, Any]:
     """A source of the demo's run file, with paths that do not depend on the working directory."""
     section = source.model_dump(mode="json", exclude_defaults=True)
     for key in ("data", "answers"):
-        if key in section and not section[key].startswith(("pypi:", "hub:")):
+        if key in section and not section[key].startswith(NAMED):
             section[key] = str(repository / section[key])
     return section
 
