@@ -463,12 +463,13 @@ def _rows_of(table: list[dict[str, Any]], source: DataSource, root: Path, *, nee
     if needs_answer and answer_column is None and source.answers is None and is_talk:
         raise DataError(
             f"{key}: {source.data}: no conversation ends with an assistant turn, so there are no answers.\n"
-            "  Add one to each, or set answers to a text file with one answer a line."
+            "  Add one to each, or set answers to a text file with one answer a line (refusals: builtin:refusals)."
         )
     if needs_answer and answer_column is None and source.answers is None:
         raise DataError(
             f"{key}: {source.data} has no answers. Columns found: {', '.join(columns)}.\n"
-            "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line."
+            "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line "
+            "(refusals: builtin:refusals)."
         )
     rows: dict[str, Row] = {}
     for number, (entry, said) in enumerate(zip(table, earlier or [None] * len(table), strict=True), start=1):

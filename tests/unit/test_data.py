@@ -98,7 +98,7 @@ def test_data_without_answers_lists_the_columns(tmp_path: Path) -> None:
     reference = write(tmp_path, "a.jsonl", [{"prompt": "hi", "target": "x"}])
     assert message(tmp_path, reference) == (
         "data.0: a.jsonl has no answers. Columns found: prompt, target.\n"
-        "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line."
+        "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line (refusals: builtin:refusals)."
     )
     assert load(tmp_path, reference, answer_column="target")[0].answer == "x"
     assert load(tmp_path, reference, needs_answer=False)[0].answer is None
@@ -260,7 +260,7 @@ def test_conversations_without_answers_and_a_folder_are_called_so(tmp_path: Path
     reference = write(tmp_path, "a.jsonl", [{"messages": CHAT[:1]}])
     assert message(tmp_path, reference) == (
         "data.0: a.jsonl: no conversation ends with an assistant turn, so there are no answers.\n"
-        "  Add one to each, or set answers to a text file with one answer a line."
+        "  Add one to each, or set answers to a text file with one answer a line (refusals: builtin:refusals)."
     )
     (tmp_path / "folder.jsonl").mkdir()
     assert message(tmp_path, "folder.jsonl") == f"data.0: {tmp_path / 'folder.jsonl'} is a folder. Give a file in it."
