@@ -98,7 +98,8 @@ def test_data_without_answers_lists_the_columns(tmp_path: Path) -> None:
     reference = write(tmp_path, "a.jsonl", [{"prompt": "hi", "target": "x"}])
     assert message(tmp_path, reference) == (
         "data.0: a.jsonl has no answers. Columns found: prompt, target.\n"
-        "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line (refusals: builtin:refusals)."
+        "  Set answer_column to the one that holds the answer, or answers to a text file with one answer a line "
+        "(refusals: builtin:refusals)."
     )
     assert load(tmp_path, reference, answer_column="target")[0].answer == "x"
     assert load(tmp_path, reference, needs_answer=False)[0].answer is None
