@@ -148,8 +148,9 @@ def tasks_page() -> str:
 
 def data_page() -> str:
     """Known data sets and models, and the splits."""
+    shown = ("calibration", "test")
     builtin = [
-        [f"`{name}`", each.about, *(_count(name, split) if each.is_prompts else "" for split in ("calibration", "test"))]
+        [f"`{name}`", each.about, *(_count(name, split) if each.is_prompts else "" for split in shown)]
         for name, each in BUILTIN.items()
     ]
     rows = [
@@ -169,10 +170,11 @@ def data_page() -> str:
             "Local files, and data sets and models of the hub: [formats.md](../formats.md#data).",
             "## Builtin prompts",
             (
-                f"Written for this project and installed with it, licence {OWN_LICENCE}: prompts to calibrate with beside your\n"
-                "own ([why](../method.md#calibration-data)), the calibration split of each, and to measure on, the test split."
+                f"Written for this project and installed with it, licence {OWN_LICENCE}: prompts to calibrate with beside\n"
+                "your own ([why](../method.md#calibration-data)), the calibration split of each, and to measure on, the test\n"
+                "split."
             ),
-            _table(["data", "what it is", "calibration", "test"], builtin),
+            _table(["data", "what it is", *shown], builtin),
             "## Files of pinned wheels",
             (
                 "Single files out of pinned wheels of the Python package index, checked against the SHA-256 below and\n"
