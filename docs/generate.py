@@ -170,9 +170,9 @@ def data_page() -> str:
             "Local files, and data sets and models of the hub: [formats.md](../formats.md#data).",
             "## Builtin prompts",
             (
-                f"Written for this project and installed with it, licence {OWN_LICENCE}: prompts to calibrate with beside\n"
-                "your own ([why](../method.md#calibration-data)), the calibration split of each, and to measure on, the test\n"
-                "split."
+                f"Written for this project and installed with it, licence {OWN_LICENCE}: prompts to calibrate with\n"
+                "beside your own ([why](../method.md#calibration-data)), the calibration split of each, and to\n"
+                "measure on, the test split."
             ),
             _table(["data", "what it is", *shown], builtin),
             "## Files of pinned wheels",
