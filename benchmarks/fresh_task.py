@@ -6,7 +6,8 @@ Each line of a file is a merge with its settings, its calibration data and every
 and at equal refusals of the harmful prompts the share refused of the harmless ones, by straight lines between
 strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts. First, for
 the blunt safety adapter, of the merges with dampings and prices, then of those with Fisher matrices of one point and
-of two, for the blunt and for the balanced one; at last those of a third task, by the data they were calibrated on.
+of two, for the blunt and for the balanced one; at last those of a third task, by the data they were calibrated on: a
+first draw, and a second one with builtin prompts.
 """
 
 import json
@@ -36,9 +37,15 @@ POINTS = (
 """Title, calibration data, settings and points of each path of strengths."""
 OWN_WORDING = POINTS[:4]
 DATA = tuple((f"SST, {data}", data, {}, None) for data in ("narrow", "wide", "narrow and look-alikes"))
+BUILTIN = (
+    ("SST, narrow", "narrow", {}, None),
+    ("SST, narrow and builtin harmless", "narrow and builtin harmless", {}, None),
+    ("SST, narrow and builtin", "narrow and builtin", {}, None),
+)
 OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
 OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
 OF_OWN_WORDING = OF_POINTS[:2]
+OF_BUILTIN = (("builtin - narrow", 2, 0), ("builtin - builtin harmless", 2, 1))
 OF_DATA = (("wide - narrow", 1, 0), ("look-alikes - narrow", 2, 0))
 """Differences that are shown: title, and the places of the two paths."""
 DEFAULTS = {"price": 100, "damping_safety": 2}
@@ -146,3 +153,6 @@ if __name__ == "__main__":
     print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, OWN_WORDING, OF_OWN_WORDING)))
     found = recorded("scores_short_tasks")
     print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DATA, OF_DATA)))
+    for name in ("scores_builtin", "scores_builtin_blunt"):
+        found = recorded(name)
+        print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, BUILTIN, OF_BUILTIN)))

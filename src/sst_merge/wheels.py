@@ -6,6 +6,7 @@ taken out, checked against a pinned SHA-256 and kept in the cache folder.
 
 import hashlib
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sst_merge.errors import DataError
+
+UNFINISHED = re.compile(r"\.(adapter-[a-z0-9_]{8}|.+-[0-9a-f]{16}|tmp[A-Za-z0-9]{6})")
+"""Names under which the adapter, other files and those of safetensors (the last) are written before they get their own,
+and folders removed."""
 
 
 @dataclass(frozen=True)

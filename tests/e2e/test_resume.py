@@ -523,8 +523,9 @@ def test_an_arm_that_was_changed_is_evaluated_again_by_the_remedy_of_the_message
 def test_what_a_killed_run_left_unfinished_is_swept(inputs: Path, base: Base, finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(finished, output)
-    for place in (".adapter-ab12_x9z", ".adapter-0123456789abcdef", "scores/merged/.arm.json-0123456789abcdef"):
-        if "json" in place:
+    hidden = (".arm.json-0123456789abcdef", ".tmpa1B2c3")
+    for place in (".adapter-ab12_x9z", ".adapter-0123456789abcdef", *(f"scores/merged/{name}" for name in hidden)):
+        if place.startswith("scores"):
             (output / place).write_text("{", encoding="utf-8")
         else:
             shutil.copytree(output / "adapter", output / place / "old")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -611,18 +612,29 @@ def test_builtin_prompts_are_as_many_as_is_said_and_harmful_or_harmless(tmp_path
     ids = {
         other: {row.id for row in load(tmp_path, other, needs_answer=False)} for other in BUILTIN if other != REFUSALS
     }
-    assert len(ids[name]) == int(BUILTIN[name].about.split()[0].replace(",", ""))
+    assert len(ids[name]) == BUILTIN[name].rows
     harmful = "builtin:harmful_requests"
     assert not any(found & ids[harmful] for other, found in ids.items() if other != harmful)
     for split in ("train", "validation", "calibration", "test"):
         assert load(tmp_path, name, needs_answer=False, split=split)
 
 
+def test_what_is_no_module_is_installed_with_the_package() -> None:
+    root = Path(data.__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    files = [path.relative_to(root / "src/sst_merge") for path in (root / "src/sst_merge").rglob("*") if path.is_file()]
+    others = [path for path in files if path.suffix not in {".py", ".pyc"}]
+    assert {Path("prompts") / each.file for each in BUILTIN.values()} < set(others)
+    assert [path for path in others if not any(path.match(pattern) for pattern in patterns["sst_merge"])] == []
+
+
 def test_builtin_harmful_requests_have_the_builtin_refusals(tmp_path: Path) -> None:
     own = load(tmp_path, "builtin:harmful_requests")
     assert own == load(tmp_path, "builtin:harmful_requests", answers=REFUSALS)
     refusals = BUILTIN[REFUSALS].path.read_text(encoding="utf-8").splitlines()
-    assert len(set(refusals)) == int(BUILTIN[REFUSALS].about.split()[0])
+    assert len(set(refusals)) == BUILTIN[REFUSALS].rows
     assert {row.answer for row in own} <= set(refusals)
 
 
@@ -632,7 +644,7 @@ def test_builtin_harmful_requests_have_the_builtin_refusals(tmp_path: Path) -> N
         (
             "builtin:harmfull",
             {},
-            r"data\.0: builtin:harmfull is unknown\. Builtin prompts: builtin:harmful_requests, b",
+            r"data\.0: builtin:harmfull is unknown\. Did you mean builtin:harmful_requests\? Builtin prompts: ",
         ),
         (REFUSALS, {}, r"data\.0: builtin:refusals holds answers\. Builtin prompts: "),
         ("builtin:everyday_prompts", {}, r"data\.0: builtin:everyday_prompts has no answers\."),
@@ -642,6 +654,13 @@ def test_builtin_harmful_requests_have_the_builtin_refusals(tmp_path: Path) -> N
             r"data\.0\.answers: builtin:everyday_prompts holds prompts\. Builtin answers: builtin:refusals\.",
         ),
         ("builtin:everyday_prompts", {"answers": "builtin:no"}, r"data\.0\.answers: builtin:no is unknown\. "),
+        ("harmful_requests", {}, r"data\.0: .*cannot read a file without ending; .* Did you mean builtin:harmful_r"),
+        ("data/harmful_requests.jsonl", {}, r"data\.0: no such file: .* Did you mean builtin:harmful_requests\?"),
+        (
+            "builtin:everyday_prompts",
+            {"answers": "refusals.txt"},
+            r"data\.0\.answers: no such file: .* Did you mean builtin:refusals\?",
+        ),
     ],
 )
 def test_builtin_names_that_do_not_fit(tmp_path: Path, reference: str, source: dict[str, str], expected: str) -> None:

@@ -8,13 +8,14 @@ import pytest
 
 from families import PRESET_OF, small_sizes, write_family
 from mmlu_copy import write_beavertails, write_csv_copy
-from sst_merge.errors import ConfigError
+from sst_merge.errors import ConfigError, DataError
 from sst_merge.experiments import dry_run
 from sst_merge.experiments.dry_run import Speed, forecast, told
-from sst_merge.experiments.exp1 import Exp1
+from sst_merge.experiments.exp1 import Exp1, prepare
 from sst_merge.experiments.presets import ALL, PRESETS, preset
 from sst_merge.inference import encode
 from sst_merge.models import architecture, load_base
+from sst_merge.progress import SilentReporter
 from tiny import FAMILIES, Family
 
 # Parameters, linear modules, and d_out x d_in of the key and of the gate projection, after the models' own pages.
@@ -123,3 +124,45 @@ def test_wrong_options_get_one_clear_message(sst: Any, arguments: list[str], wor
     ended = sst("experiment", *arguments)
     assert ended.code == 1
     assert words in ended.err
+
+
+def small(**data: str) -> Exp1:
+    return Exp1(preset("smollm2-135m"), "minimal", 42, data=data, repository=Path(__file__).parents[2])
+
+
+def test_prompts_that_are_given_are_evaluated_and_builtin_ones_stay_names(tmp_path: Path) -> None:
+    file = tmp_path / "harmless.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(9)), encoding="utf-8")
+    made = prepare(small(harmful="builtin:harmful_requests", harmless=str(file)), SilentReporter())
+    (harmful,), (harmless,) = made.harmful, made.harmless
+    assert (harmful["data"], harmful["split"]) == ("builtin:harmful_requests", "test")
+    assert harmless == {"data": str(file), "samples": 9}
+    assert {source["data"] for source in made.calibration["harmless"]} == {
+        "builtin:everyday_prompts",
+        "builtin:harmless_requests",
+    }
+    assert "builtin:refusals" in {source.get("answers") for source in made.calibration["safety"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            {"utility": "builtin:harmful_requests"},
+            r"--data utility: builtin:harmful_requests: builtin prompts stand for",
+        ),
+        (
+            {"harmful": "builtin:harmfull"},
+            r"--data harmful: builtin:harmfull is unknown\. Did you mean builtin:harmful",
+        ),
+        ({"harmless": "builtin:refusals"}, r"--data harmless: builtin:refusals holds answers\."),
+        ({"mmlu": "copy"}, r"--data mmlu: not read by smollm2-135m with --utility exact_match\. Leave it out\."),
+        (
+            {"harmful": "builtin:harmful_requests", "beavertails": "copy"},
+            r"--data beavertails: not read by .* with --utility exact_match and --data harmful\.",
+        ),
+    ],
+)
+def test_data_that_would_not_be_read_are_refused(data: dict[str, str], expected: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=expected):
+        prepare(small(**data), SilentReporter())

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sst_merge.errors import ModelError, NumericalError, StatisticsError
 from sst_merge.inference import collate
 from sst_merge.linalg import patch_coordinates
 from sst_merge.models import Base
-from sst_merge.statistics import STATISTICS, KroneckerFactors, SampleGradients, stored
+from sst_merge.statistics import STATISTICS, KroneckerFactors, SampleGradients, sample_gradients, stored
 from sst_merge.statistics.sample_gradients import batch_gradients, capture_gradients, choose_side, patch_bases
 from sst_merge.statistics.stored import TensorFile, save_tensors, writing_behind
 from sst_merge.weights import applied
@@ -95,16 +96,21 @@ def test_a_batch_is_computed_while_the_one_before_is_written(
             assert computed.wait(timeout=20), "the first batch was waited for"
         save_tensors(path, tensors)
 
-    def on_batch(samples: int) -> None:
-        batches.append(samples)
-        if len(batches) == 1:
+    def computing(*arguments: Any) -> Any:
+        found = batch_gradients(*arguments)
+        batches.append(found)
+        if len(batches) == 2:
             assert not (tmp_path / "statistics" / "batch-0000.safetensors").exists()
             computed.set()
+        return found
 
-    batches: list[int] = []
+    batches: list[Any] = []
     monkeypatch.setattr(stored, "save_tensors", once_another_is_computed)
-    measured = measure(llama, tmp_path / "statistics", on_batch=on_batch)
-    assert len(batches) == len(measured.batches) == len(list((tmp_path / "statistics").glob("batch-*.safetensors")))
+    monkeypatch.setattr(sample_gradients, "batch_gradients", computing)
+    measured = measure(llama, tmp_path / "statistics")
+    assert (
+        len(batches) == len(measured.batches) == len(list((tmp_path / "statistics").glob("batch-*.safetensors"))) == 2
+    )
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -118,6 +124,20 @@ def test_what_could_not_be_written_behind_is_an_error(tmp_path: Path, others: in
     with pytest.raises(SafetensorError, match=r"No such file or directory.*absent"):
         write()
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_is_being_written_when_the_caller_raises_is_written_or_an_error(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        with writing_behind() as save:
+            save(folder / "one.safetensors", {"a": torch.ones(2)})
+            raise ModelError("the next batch")
+
+    with pytest.raises(ModelError, match="the next batch"):
+        write(tmp_path)
+    assert TensorFile(tmp_path / "one.safetensors").tensor("a").equal(torch.ones(2))
+    with pytest.raises(SafetensorError, match="absent") as caught:
+        write(tmp_path / "absent")
+    assert isinstance(caught.value.__context__, ModelError)
 
 
 def flip(file: Path) -> None:

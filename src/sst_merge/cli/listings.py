@@ -40,7 +40,7 @@ def data(
 
     def entry(known: Any) -> dict[str, str]:
         if isinstance(known, Builtin):
-            return {"about": known.about, "licence": OWN_LICENCE}
+            return {"about": f"{known.about}, {known.rows} rows", "licence": OWN_LICENCE}
         return {"about": known.about, "wheel": wheel(known.member), "licence": known.member.licence}
 
     _list(BUILTIN | KNOWN, name, as_json, entry)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sst_merge.data import NAMED
+from sst_merge.data import PREFIXES
 from sst_merge.errors import ConfigError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.exp1 import Exp1, batch_sizes, gpu_memory_gb
@@ -187,7 +187,7 @@ def _missing(experiment: Exp1) -> list[str]:
         if not folder.is_dir():
             missing.append(f"adapter folder {folder}")
     for name, reference in experiment.data.items():
-        if not reference.startswith(NAMED) and not Path(reference).exists():
+        if not reference.startswith(PREFIXES) and not Path(reference).exists():
             missing.append(f"--data {name}: no such file or folder: {reference}")
     needs_hub = []
     if not experiment.is_embedded and "beavertails" not in experiment.data:

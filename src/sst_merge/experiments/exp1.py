@@ -14,7 +14,7 @@ import torch
 
 from sst_merge.adapter_config import CONFIG_FILE
 from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig
-from sst_merge.data import NAMED, DataSource, load_rows
+from sst_merge.data import OWN, PREFIXES, DataSource, builtin_file, load_rows
 from sst_merge.errors import ConfigError, DataError, InvalidResultError, ModelError, RunFolderError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.presets import BatchSizes, Preset
@@ -87,6 +87,13 @@ class Exp1:
         known = [*DATA_NAMES, *([self.utility_task.removeprefix(PREFIX)] if is_lm_eval(self.utility_task) else [])]
         if unknown := set(self.data) - set(known):
             raise ConfigError(f"--data {min(unknown)}: unknown name. Known: {', '.join(dict.fromkeys(known))}.")
+        for name, reference in self.data.items():
+            if reference.startswith(OWN) and name not in {"harmful", "harmless"}:
+                raise ConfigError(
+                    f"--data {name}: {reference}: builtin prompts stand for harmful or harmless ones only."
+                )
+            if reference.startswith(OWN):
+                builtin_file(reference, f"--data {name}", is_prompts=True)
 
     @property
     def size(self) -> Mode:
@@ -193,9 +200,18 @@ def prepare(experiment: Exp1, reporter: Reporter) -> Prepared:
 
 
 def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
-    """The demo's data; harmful prompts from ``--data`` where given."""
+    """The demo's data; prompts to evaluate from ``--data`` where given."""
     assert experiment.repository is not None
     size = experiment.size
+    of_task = (
+        {"mmlu", experiment.utility_task.removeprefix(PREFIX)} if is_lm_eval(experiment.utility_task) else {"utility"}
+    )
+    harmful_of = "harmful" if "harmful" in experiment.data else "beavertails"
+    if unread := set(experiment.data) - {harmful_of, "harmless", *of_task}:
+        raise ConfigError(
+            f"--data {min(unread)}: not read by {experiment.preset.name} with --utility {experiment.utility_task}"
+            f"{' and --data harmful' if harmful_of == 'harmful' else ''}. Leave it out."
+        )
     demo = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml")
     assert demo.calibration is not None
     assert demo.evaluation is not None
@@ -211,7 +227,7 @@ def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
     else:
         everything = [{**entry, "samples": None} for entry in absolute(tasks["refusal"].data or [])]
         harmful = _at_most(everything, size.evaluate, "harmful prompts", experiment, told, reporter)
-    harmless = absolute([DataSource(data="builtin:everyday_prompts", split="test")])
+    harmless = _source(experiment, "harmless") or {"data": "builtin:everyday_prompts", "split": "test"}
     utility = _utility_section(experiment)
     if not is_lm_eval(experiment.utility_task):
         source = (
@@ -227,7 +243,7 @@ def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
     }
     return Prepared(
         harmful,
-        _at_most(harmless, size.everyday, "everyday prompts", experiment, told, reporter),
+        _at_most([harmless], size.everyday, "everyday prompts", experiment, told, reporter),
         utility,
         calibration,
         {},
@@ -304,14 +320,17 @@ def _harmful(
 
 
 def _source(experiment: Exp1, name: str) -> dict[str, Any] | None:
-    return {"data": experiment.data[name]} if name in experiment.data else None
+    if name not in experiment.data:
+        return None
+    reference = experiment.data[name]  # of builtin prompts others are calibrated on
+    return {"data": reference, "split": "test"} if reference.startswith(OWN) else {"data": reference}
 
 
 def _section(source: DataSource, repository: Path) -> dict[str, Any]:
     """A source of the demo's run file, with paths that do not depend on the working directory."""
     section = source.model_dump(mode="json", exclude_defaults=True)
     for key in ("data", "answers"):
-        if key in section and not section[key].startswith(NAMED):
+        if key in section and not section[key].startswith(PREFIXES):
             section[key] = str(repository / section[key])
     return section
 

@@ -1,5 +1,6 @@
 """Calibrate: measure the statistics that a merge method asks for, once for any number of merges."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -183,15 +184,16 @@ def _measured(
 
 @contextmanager
 def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Reporter) -> Iterator[None]:
-    """In a shared store, one run at a time measures a statistic; the others wait, and find it. Freed if killed.
+    """One run at a time measures a statistic; others that share its store wait, and find it. Freed if killed.
 
     Raises:
         RunFolderError: If the store's disk is too small for the statistics.
     """
-    if made.config.calibration is None or made.config.calibration.store is None or not processes.is_first:
+    if not processes.is_first:
         yield
         return
-    require_free_space(folder, missing_statistics_bytes(made, statistics_folders(made)), "the statistics")
+    if made.config.calibration is not None and made.config.calibration.store is not None:
+        require_free_space(folder, missing_statistics_bytes(made, statistics_folders(made)), "the statistics")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
@@ -202,6 +204,8 @@ def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Repor
     try:
         yield
     finally:
+        if os.name == "posix":  # elsewhere a held file cannot be removed
+            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for the removed file makes a new one
         lock.release()
 
 

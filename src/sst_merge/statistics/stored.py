@@ -17,7 +17,7 @@ from torch import Tensor
 from sst_merge.errors import StatisticsError
 from sst_merge.linalg import Side
 from sst_merge.processes import Processes
-from sst_merge.wheels import put_in_place, replace_file
+from sst_merge.wheels import UNFINISHED, put_in_place, replace_file
 
 BASIS_FILE = "basis.safetensors"
 INDEX_FILE = "index.json"
@@ -120,8 +120,9 @@ class Stored:
 def fixed_bases(folder: Path, bases: Mapping[str, PatchBasis], processes: Processes = ALONE) -> dict[str, PatchBasis]:
     """The coordinates that the batches in the folder are in: those of its first start, whatever a new SVD rounds to."""
     if processes.is_first:
-        for litter in folder.glob(".tmp*"):  # what safetensors was writing when a run was killed
-            litter.unlink()
+        for path in folder.iterdir():
+            if UNFINISHED.fullmatch(path.name):  # what was being written when a run was killed
+                path.unlink()
     if processes.is_first and not (folder / BASIS_FILE).is_file():
         save_tensors(folder / BASIS_FILE, {name: basis.q for name, basis in bases.items()})
     processes.barrier()
@@ -169,7 +170,8 @@ def writing_behind() -> Iterator[Callable[[Path, Mapping[str, Tensor]], None]]:
     """While open, files are written as :func:`save_tensors` does, while the caller computes what the next one holds.
 
     One at a time and in order: the yielded function waits for the file before, and raises what writing that one
-    raised. The tensors must not be changed any more. At the end everything is written.
+    raised. The tensors must not be changed any more. At the end everything is written, or what writing raised is
+    raised, even if the caller has raised something.
     """
     pending: Future[None] | None = None
 
@@ -180,9 +182,11 @@ def writing_behind() -> Iterator[Callable[[Path, Mapping[str, Tensor]], None]]:
         pending = writer.submit(save_tensors, path, tensors)
 
     with ThreadPoolExecutor(1, thread_name_prefix="statistics") as writer:
-        yield save
-        if pending is not None:
-            pending.result()
+        try:
+            yield save
+        finally:
+            if pending is not None:
+                pending.result()
 
 
 def _index_crc32(index: dict[str, Any]) -> int:

@@ -361,10 +361,11 @@ def test_replacing_a_run_leaves_a_store_inside_its_folder_alone(inputs: Path, ba
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
-def test_a_run_waits_for_another_that_measures_the_same_statistic_in_the_store(
-    inputs: Path, base: Base, tmp_path: Path
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_run_waits_for_another_that_measures_the_same_statistic(
+    inputs: Path, base: Base, tmp_path: Path, is_shared: bool
 ) -> None:
-    planned = made(inputs, tmp_path / "run", store=str(tmp_path / "store"))
+    planned = made(inputs, tmp_path / "run", **({"store": str(tmp_path / "store")} if is_shared else {}))
     write_plan(planned, command="test")
     folder = statistics_folder(planned)
     assert folder is not None
@@ -382,6 +383,7 @@ def test_a_run_waits_for_another_that_measures_the_same_statistic_in_the_store(
         calibrate(planned, LazyBase(lambda: base), Other())
     assert told == [f"note: another run is measuring {folder}; waiting for it"]
     assert SampleGradients.is_complete(folder)
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_store_on_a_full_disk_is_told_before_anything_is_measured(

