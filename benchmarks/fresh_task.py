@@ -42,6 +42,7 @@ BUILTIN = (
     ("SST, narrow and builtin harmless", "narrow and builtin harmless", {}, None),
     ("SST, narrow and builtin", "narrow and builtin", {}, None),
 )
+BLUNT_BUILTIN = (BUILTIN[0], BUILTIN[2])
 OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
 OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
 OF_OWN_WORDING = OF_POINTS[:2]
@@ -153,6 +154,7 @@ if __name__ == "__main__":
     print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, OWN_WORDING, OF_OWN_WORDING)))
     found = recorded("scores_short_tasks")
     print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, DATA, OF_DATA)))
-    for name in ("scores_builtin", "scores_builtin_blunt"):
-        found = recorded(name)
-        print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, BUILTIN, OF_BUILTIN)))
+    found = recorded("scores_builtin")
+    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, BUILTIN, OF_BUILTIN)))
+    found = recorded("scores_builtin_blunt")
+    print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, BLUNT_BUILTIN, ())))

@@ -822,3 +822,9 @@ def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleTy
     lines = fresh.recorded("scores_two_points_balanced")
     assert "".join(fresh.rates_by_points(lines)) in page
     assert "".join(fresh.at_equal_refusals(lines, fresh.OWN_WORDING, fresh.OF_OWN_WORDING)) in page
+    lines = fresh.recorded("scores_builtin")
+    assert "".join(fresh.rates(lines)) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.BUILTIN, fresh.OF_BUILTIN)) in page
+    lines = fresh.recorded("scores_builtin_blunt")
+    assert "".join(fresh.rates(lines)) in page
+    assert "".join(fresh.at_equal_refusals(lines, fresh.BLUNT_BUILTIN, ())) in page
