@@ -192,7 +192,8 @@ def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Repor
     if not processes.is_first:
         yield
         return
-    if made.config.calibration is not None and made.config.calibration.store is not None:
+    is_shared = made.config.calibration is not None and made.config.calibration.store is not None
+    if is_shared:
         require_free_space(folder, missing_statistics_bytes(made, statistics_folders(made)), "the statistics")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
@@ -206,6 +207,8 @@ def _only_writer(made: Plan, folder: Path, processes: Processes, reporter: Repor
     finally:
         if os.name == "posix":  # elsewhere a held file cannot be removed
             Path(lock.lock_file).unlink(missing_ok=True)  # who waits for the removed file makes a new one
+            if not is_shared and not any(folder.parent.iterdir()):  # nothing was measured: no model could be loaded
+                folder.parent.rmdir()
         lock.release()
 
 
