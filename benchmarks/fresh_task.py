@@ -46,7 +46,11 @@ BLUNT_BUILTIN = (BUILTIN[0], BUILTIN[2])
 OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
 OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
 OF_OWN_WORDING = OF_POINTS[:2]
-OF_BUILTIN = (("builtin - narrow", 2, 0), ("builtin - builtin harmless", 2, 1))
+OF_BUILTIN = (
+    ("builtin harmless - narrow", 1, 0),
+    ("builtin - narrow", 2, 0),
+    ("builtin - builtin harmless", 2, 1),
+)
 OF_DATA = (("wide - narrow", 1, 0), ("look-alikes - narrow", 2, 0))
 """Differences that are shown: title, and the places of the two paths."""
 DEFAULTS = {"price": 100, "damping_safety": 2}

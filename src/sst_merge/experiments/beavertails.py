@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sst_merge.atomic import replace_file
 from sst_merge.data import content_id, read_table
 from sst_merge.errors import DataError
-from sst_merge.wheels import replace_file
 
 HUB = "hub:PKU-Alignment/BeaverTails@330k_train"
 NEEDED = ("prompt", "response", "is_safe")

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 
 from sst_merge.adapter_config import CONFIG_FILE
+from sst_merge.atomic import replace_file
 from sst_merge.config import EvaluationConfig, RunConfig, TrainConfig
-from sst_merge.data import OWN, PREFIXES, DataSource, builtin_file, load_rows
+from sst_merge.data import BUILTIN_PREFIX, PREFIXES, DataSource, builtin_file, load_rows
 from sst_merge.errors import ConfigError, DataError, InvalidResultError, ModelError, RunFolderError
 from sst_merge.experiments import beavertails
 from sst_merge.experiments.presets import BatchSizes, Preset
@@ -26,7 +27,7 @@ from sst_merge.stages.run import run
 from sst_merge.tasks import LmEval, is_lm_eval
 from sst_merge.tasks.lm_eval_task import PREFIX
 from sst_merge.tasks.local_copy import subjects
-from sst_merge.wheels import file_sha256, replace_file
+from sst_merge.wheels import file_sha256
 
 FOLDER = Path("exp1_safety_utility")
 REFUSAL_TOKENS = 16
@@ -87,13 +88,31 @@ class Exp1:
         known = [*DATA_NAMES, *([self.utility_task.removeprefix(PREFIX)] if is_lm_eval(self.utility_task) else [])]
         if unknown := set(self.data) - set(known):
             raise ConfigError(f"--data {min(unknown)}: unknown name. Known: {', '.join(dict.fromkeys(known))}.")
+        if unread := set(self.data) - self._read_data():
+            beside = " and --data harmful" if unread == {"beavertails"} else ""
+            raise ConfigError(
+                f"--data {min(unread)}: not read by {self.preset.name} with --utility {self.utility_task}{beside}. "
+                "Leave it out."
+            )
         for name, reference in self.data.items():
-            if reference.startswith(OWN) and name not in {"harmful", "harmless"}:
+            if reference.startswith(BUILTIN_PREFIX) and name not in {"harmful", "harmless"}:
                 raise ConfigError(
                     f"--data {name}: {reference}: builtin prompts stand for harmful or harmless ones only."
                 )
-            if reference.startswith(OWN):
+            if reference.startswith(BUILTIN_PREFIX):
                 builtin_file(reference, f"--data {name}", is_prompts=True)
+
+    def _read_data(self) -> set[str]:
+        """Names of ``data`` that this experiment reads, if they are given."""
+        names = {"harmful", "harmless"}
+        if not (self.is_embedded and "harmful" in self.data):  # else it gives harmful prompts, or what is learnt
+            names.add("beavertails")
+        if is_lm_eval(self.utility_task):
+            task = self.utility_task.removeprefix(PREFIX)
+            names |= {task, "mmlu"} if task.startswith("mmlu") else {task}
+        if not (self.is_embedded and is_lm_eval(self.utility_task)):  # else the demo's rows are calibrated on
+            names.add("utility")
+        return names
 
     @property
     def size(self) -> Mode:
@@ -203,15 +222,6 @@ def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
     """The demo's data; prompts to evaluate from ``--data`` where given."""
     assert experiment.repository is not None
     size = experiment.size
-    of_task = (
-        {"mmlu", experiment.utility_task.removeprefix(PREFIX)} if is_lm_eval(experiment.utility_task) else {"utility"}
-    )
-    harmful_of = "harmful" if "harmful" in experiment.data else "beavertails"
-    if unread := set(experiment.data) - {harmful_of, "harmless", *of_task}:
-        raise ConfigError(
-            f"--data {min(unread)}: not read by {experiment.preset.name} with --utility {experiment.utility_task}"
-            f"{' and --data harmful' if harmful_of == 'harmful' else ''}. Leave it out."
-        )
     demo = load_config(RunConfig, experiment.repository / "configs" / "demo.yaml")
     assert demo.calibration is not None
     assert demo.evaluation is not None
@@ -243,7 +253,7 @@ def _embedded(experiment: Exp1, reporter: Reporter) -> Prepared:
     }
     return Prepared(
         harmful,
-        _at_most([harmless], size.everyday, "everyday prompts", experiment, told, reporter),
+        _at_most([harmless], size.everyday, "harmless prompts", experiment, told, reporter),
         utility,
         calibration,
         {},
@@ -323,7 +333,7 @@ def _source(experiment: Exp1, name: str) -> dict[str, Any] | None:
     if name not in experiment.data:
         return None
     reference = experiment.data[name]  # of builtin prompts others are calibrated on
-    return {"data": reference, "split": "test"} if reference.startswith(OWN) else {"data": reference}
+    return {"data": reference, "split": "test"} if reference.startswith(BUILTIN_PREFIX) else {"data": reference}
 
 
 def _section(source: DataSource, repository: Path) -> dict[str, Any]:

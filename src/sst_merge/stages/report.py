@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import safe_open
 
 from sst_merge.adapter_io import folder_sha256
+from sst_merge.atomic import replace_file
 from sst_merge.config import TaskConfig
 from sst_merge.data import DataSource, Row
 from sst_merge.errors import ConfigError, RunFolderError
@@ -22,7 +23,7 @@ from sst_merge.stages.evaluate import arm_names
 from sst_merge.stages.plan import Plan
 from sst_merge.tasks import Measure, Task
 from sst_merge.tasks.judges import is_incoherent
-from sst_merge.wheels import file_sha256, replace_file
+from sst_merge.wheels import file_sha256
 
 LABELS = {"base": "Base model", "utility": "Utility adapter", "safety": "Safety adapter"}
 EXAMPLES = {"safety": 4, "over_refusal": 3, "utility": 3}

@@ -27,9 +27,10 @@ from sst_merge.adapter_io import (
     refuse_occupied,
     write_adapter,
 )
+from sst_merge.atomic import replace_file
 from sst_merge.chat_template import template_notes
 from sst_merge.config import DataSource, EvaluationConfig, TrainConfig, model_settings
-from sst_merge.data import BUILTIN, KNOWN, OWN_LICENCE, Row, check_disjoint, keep_first, left_out, load_rows, shown
+from sst_merge.data import BUILTIN, BUILTIN_LICENCE, KNOWN, Row, check_disjoint, keep_first, left_out, load_rows, shown
 from sst_merge.errors import AdapterError, ConfigError, DataError, NumericalError
 from sst_merge.estimates import mean, paired_difference
 from sst_merge.inference import encode, messages
@@ -49,7 +50,6 @@ from sst_merge.stages.rows import (
 )
 from sst_merge.stages.run import fetch_model
 from sst_merge.tasks import AnswerTask, LmEval
-from sst_merge.wheels import replace_file
 
 datasets.disable_progress_bars()
 
@@ -456,7 +456,7 @@ def _trainer(
 def _licence(reference: str) -> str:
     """Licence of a known data set; a local file's is its folder's business."""
     if reference in BUILTIN:
-        return f"licence {OWN_LICENCE}"
+        return f"licence {BUILTIN_LICENCE}"
     return f"licence {KNOWN[reference].member.licence}" if reference in KNOWN else "licence as stated beside it"
 
 

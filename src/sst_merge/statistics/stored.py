@@ -14,10 +14,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sst_merge.atomic import UNFINISHED, put_in_place, replace_file
 from sst_merge.errors import StatisticsError
 from sst_merge.linalg import Side
 from sst_merge.processes import Processes
-from sst_merge.wheels import UNFINISHED, put_in_place, replace_file
 
 BASIS_FILE = "basis.safetensors"
 INDEX_FILE = "index.json"
