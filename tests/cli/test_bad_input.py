@@ -510,7 +510,7 @@ def test_check_refuses_the_output_of_another_run(sst: Command, inputs: Path, tmp
 
 
 def test_all_problems_of_a_run_file_come_at_once(sst: Command, tmp_path: Path) -> None:
-    values = {"base_model": 3, "adapters": {"utility": "u"}, "method": {"name": "sst", "strength": 9}, "rank": 0}
+    values = {"base_model": 3, "adapters": {"utility": "u"}, "method": {"name": "sst", "strength": 90}, "rank": 0}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     ended = sst("check", tmp_path / "run.yaml")
     assert ended.code == 1

@@ -57,8 +57,8 @@ class MergeMethod(BaseModel, ABC):
     """Name of the method: a literal in each."""
     utility_weight: Number = Field(default=1.0, ge=0, le=2)
     """Factor on the utility update, in [0, 2]; 1 leaves the utility adapter untouched."""
-    strength: Number = Field(default=1.0, ge=0, le=4)
-    """Factor on the safety update after the method has treated it, in [0, 4]."""
+    strength: Number = Field(default=1.0, ge=0, le=16)
+    """Factor on the safety update after the method has treated it, in [0, 16]."""
     label: Label | None = Field(default=None, exclude_if=lambda label: label is None)
     """Name of its arm, for `comparisons` in which one method stands twice; the method's name when left out."""
 
