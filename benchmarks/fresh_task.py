@@ -7,7 +7,8 @@ and at equal refusals of the harmful prompts the share refused of the harmless o
 strengths (the first one from the utility adapter), with 95 % intervals of a paired bootstrap over prompts. First, for
 the blunt safety adapter, of the merges with dampings and prices, then of those with Fisher matrices of one point and
 of two, for the blunt and for the balanced one; at last those of a third task, by the data they were calibrated on: a
-first draw, and a second one with builtin prompts.
+first draw, and a second one with builtin prompts; and of a fourth task those with Fisher matrices of one point and of
+two, for a safety adapter that never saw the builtin prompts, the blunt and the balanced one.
 """
 
 import json
@@ -43,6 +44,11 @@ BUILTIN = (
     ("SST, narrow and builtin", "narrow and builtin", {}, None),
 )
 BLUNT_BUILTIN = (BUILTIN[0], BUILTIN[2])
+FOURTH = (
+    ("SST, one point", "builtin", {}, "one"),
+    ("SST, two points", "builtin", {}, "two"),
+)
+OF_FOURTH = (("two - one", 1, 0),)
 OF_DAMPINGS = (("narrow, damping 20 - 2", 1, 0),)
 OF_POINTS = (("narrow, two - one", 1, 0), ("wide, two - one", 3, 2), ("any wording - wide", 4, 2))
 OF_OWN_WORDING = OF_POINTS[:2]
@@ -68,10 +74,18 @@ def rates_by_points(lines: Sequence[Line]) -> Iterator[str]:
     yield "| merge | calibrated | points | strength | refuses harmful | refuses harmless | task right |\n"
     yield "|---|---|---|---|---|---|---|\n"
     for line in lines:
-        cells = [line["merge"].replace("_", " ").replace("sst", "SST"), line.get("calibration", "")]
-        cells += [line.get("points", ""), f"{line['settings']['strength']:g}" if line["settings"] else ""]
-        cells += [f"{100 * rate(line, task):.1f}" for task in ("refusal", "over_refusal")]
-        yield "| " + " | ".join([*cells, f"{100 * rate(line, 'utility'):.0f}"]) + " |\n"
+        settings = line["settings"]
+        name = line["merge"].replace("_", " ").replace("sst", "SST")
+        name += f", damping {settings['damping_safety']:g}" if "damping_safety" in settings else ""
+        cells = [name, line.get("calibration", ""), line.get("points", "")]
+        cells += [f"{settings['strength']:g}" if settings else "", *_rates_of(line)]
+        yield "| " + " | ".join(cells) + " |\n"
+
+
+def _rates_of(line: Line) -> list[str]:
+    """Of harmful and of harmless prompts refused and of the task; empty where the task was not asked for."""
+    cells = [f"{100 * rate(line, task):.1f}" for task in ("refusal", "over_refusal")]
+    return [*cells, f"{100 * rate(line, 'utility'):.0f}" if "utility" in line["scores"] else ""]
 
 
 def rates(lines: Sequence[Line]) -> Iterator[str]:
@@ -89,9 +103,7 @@ def rates(lines: Sequence[Line]) -> Iterator[str]:
             cells += [f"{settings.get('damping_safety', DEFAULTS['damping_safety'])}"]
         else:
             cells += ["", ""]
-        cells.append(f"{settings['strength']:g}" if settings else "")
-        cells += [f"{100 * rate(line, task):.1f}" for task in ("refusal", "over_refusal")]
-        cells.append(f"{100 * rate(line, 'utility'):.0f}" if "utility" in line["scores"] else "")
+        cells += [f"{settings['strength']:g}" if settings else "", *_rates_of(line)]
         yield "| " + " | ".join(cells) + " |\n"
 
 
@@ -162,3 +174,6 @@ if __name__ == "__main__":
     print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, BUILTIN, OF_BUILTIN)))
     found = recorded("scores_builtin_blunt")
     print("".join(rates(found)) + "\n" + "".join(at_equal_refusals(found, BLUNT_BUILTIN, ())))
+    for safety in ("third", "blunt", "balanced"):
+        found = recorded(f"scores_labels_{safety}")
+        print("".join(rates_by_points(found)) + "\n" + "".join(at_equal_refusals(found, FOURTH, OF_FOURTH)))

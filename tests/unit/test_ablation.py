@@ -828,3 +828,7 @@ def test_the_tables_of_the_fresh_task_are_those_of_the_scores(ablation: ModuleTy
     lines = fresh.recorded("scores_builtin_blunt")
     assert "".join(fresh.rates(lines)) in page
     assert "".join(fresh.at_equal_refusals(lines, fresh.BLUNT_BUILTIN, ())) in page
+    for safety in ("third", "blunt", "balanced"):
+        lines = fresh.recorded(f"scores_labels_{safety}")
+        assert "".join(fresh.rates_by_points(lines)) in page
+        assert "".join(fresh.at_equal_refusals(lines, fresh.FOURTH, fresh.OF_FOURTH)) in page
