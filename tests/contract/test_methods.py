@@ -308,7 +308,7 @@ def test_the_name_in_the_list_is_the_name_in_the_configuration(kind: type[MergeM
     "values",
     [
         {"strength": -0.1},
-        {"strength": 4.1},
+        {"strength": 16.1},
         {"strength": float("nan")},
         {"utility_weight": -1},
         {"utility_weight": 2.5},
