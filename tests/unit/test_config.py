@@ -189,11 +189,11 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path: Path) -> None:
         ("method: {name: sst}", "method 'sst' needs a calibration section"),
         (
             "comparisons: [{name: task_arithmetic, label: again}]",
-            "comparisons.0 has the settings of method: the two would be one model",
+            "comparisons.0 has the settings of method: the two would be one model; leave one of them out",
         ),
         (
             "comparisons: [{name: ties}, {name: linear}, {name: ties, label: more}]",
-            "comparisons.2 has the settings of comparisons.0: the two would be one model",
+            "comparisons.2 has the settings of comparisons.0: the two would be one model; leave one of them out",
         ),
         (
             "comparisons: [{name: ties}, {name: ties, strength: 2}]",
