@@ -331,7 +331,9 @@ class RunConfig(Section):
         for place, method in places.items():
             own = method.model_dump(exclude={"label"})
             if twin := next((where for where, known in settings if known == own), None):
-                raise ValueError(f"{place} has the settings of {twin}: the two would be one model; leave one of them out")
+                raise ValueError(
+                    f"{place} has the settings of {twin}: the two would be one model; leave one of them out"
+                )
             settings.append((place, own))
             if place == "method":
                 continue
